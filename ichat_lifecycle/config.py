@@ -1,0 +1,189 @@
+"""Deadlines, intervals and budgets. All times are in seconds.
+
+Set from a YAML file (`--lifecycle-config`) or one by one (`--set health.interval=5`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ichat_lifecycle.errors import ArgumentsError, InputMissingError
+
+Seconds = float
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Start(_Section):
+    """Deadlines of a start."""
+
+    arguments_timeout: Seconds = Field(300, gt=0, description="parsing, which imports vLLM")
+    bind_timeout: Seconds = Field(10, gt=0, description="binding the socket")
+    engine_timeout: Seconds = Field(3600, gt=0, description="loading the model")
+    serve_timeout: Seconds = Field(120, gt=0, description="building vLLM's app")
+    ready_timeout: Seconds = Field(600, gt=0, description="/health and all warm-up requests")
+    poll_interval: Seconds = Field(0.1, gt=0, description="between two asks for /health")
+
+
+class WarmUp(_Section):
+    """The requests that come before READY."""
+
+    requests: int = Field(2, ge=0, le=100, description="how many; 0 skips them and the canary")
+    max_tokens: int = Field(8, ge=1, le=1024, description="tokens that each generates")
+    prompt: str = Field("Hello", min_length=1, description="what is asked")
+
+
+class Health(_Section):
+    """The watchdog."""
+
+    interval: Seconds = Field(5, gt=0, description="between two probes while READY")
+    timeout: Seconds = Field(10, gt=0, description="how long an answer may take")
+    recovery_interval: Seconds = Field(1, gt=0, description="between two probes while DEGRADED")
+    degrade_after: int = Field(1, ge=1, description="misses in a row that lead to DEGRADED")
+    recover_after: int = Field(2, ge=1, description="answers in a row that lead back to READY")
+    give_up_after: int = Field(
+        6, ge=1, description="misses in a row, one per timeout of silence, that end service"
+    )
+    canary_timeout: Seconds = Field(30, gt=0, description="how long the canary may take")
+
+
+class Restart(_Section):
+    """Restarts of the engine within the process."""
+
+    max: int = Field(0, ge=0, le=1000, description="how many in all; 0 means stop instead")
+
+
+class Stop(_Section):
+    """Deadlines of a stop, one per stage: their sum is the longest possible stop."""
+
+    cancel: Seconds = Field(1, gt=0, description="an interrupted action's own clean-up")
+    drain: Seconds = Field(15, ge=0, description="running requests may finish")
+    cut: Seconds = Field(1, gt=0, description="ending the rest with an explicit error")
+    watchdog: Seconds = Field(1, gt=0, description="stopping the watchdog")
+    app: Seconds = Field(2, gt=0, description="shutting vLLM's app down")
+    engine: Seconds = Field(5, gt=0, description="ending the engine and its processes")
+    server: Seconds = Field(2, gt=0, description="closing the HTTP server")
+    socket: Seconds = Field(0.5, gt=0, description="closing the socket")
+    companion: Seconds = Field(1, gt=0, description="each of control plane and heartbeat")
+
+
+COMPANIONS_AT_MOST = 2  # the control plane and the heartbeat
+
+
+class Settings(_Section):
+    """All of them. Defaults suit one worker under Kubernetes' grace period of 30 s."""
+
+    start: Start = Start()
+    warm_up: WarmUp = WarmUp()
+    health: Health = Health()
+    restart: Restart = Restart()
+    stop: Stop = Stop()
+
+    def stop_stages(self) -> dict[str, Seconds]:
+        """Each stage of a stop with its deadline, in the order in which they happen."""
+        s = self.stop
+        return {
+            "cancel the running action": s.cancel,
+            "drain": s.drain,
+            "cut": s.cut,
+            "watchdog": s.watchdog,
+            "app": s.app,
+            "engine": s.engine,
+            "server": s.server,
+            "socket": s.socket,
+            "heartbeat and control plane": s.companion * COMPANIONS_AT_MOST,
+        }
+
+    @property
+    def stop_bound(self) -> Seconds:
+        """The longest possible stop, from the ask to the end of run()."""
+        return sum(self.stop_stages().values())
+
+
+def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _complaint(error: Mapping[str, Any]) -> str:
+    location = tuple(error["loc"])
+    name = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(
+            str(location[-1]), _known_keys(Settings, location[:-1]), n=1, cutoff=0.5
+        )
+        return f"{name}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
+    return f"{name}: {error['msg']} (got {error['input']!r})"
+
+
+def _line_of(text: str, location: Iterable[Any]) -> int:
+    """The 1-based line of a key in a YAML text; 1 where it cannot be told."""
+    node = yaml.compose(text)
+    line = 1
+    for part in location:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        for key, value in node.value:
+            if key.value == str(part):
+                line, node = key.start_mark.line + 1, value
+                break
+    return line
+
+
+def _assign(data: dict[str, Any], assignment: str) -> None:
+    name, equals, value = assignment.partition("=")
+    section, dot, key = name.partition(".")
+    if not equals or not dot or not key:
+        raise ArgumentsError(
+            f"--set {assignment}: expected SECTION.KEY=VALUE, for example health.interval=5"
+        )
+    inner = data.setdefault(section, {})
+    if not isinstance(inner, dict):
+        raise ArgumentsError(f"--set {assignment}: {section!r} is not a section")
+    inner[key] = yaml.safe_load(value)
+
+
+def load_settings(path: Path | None = None, assignments: Iterable[str] = ()) -> Settings:
+    """Settings from a YAML file, if any, with `--set` assignments on top.
+
+    Raises:
+        InputMissingError: the file cannot be read.
+        ArgumentsError: the file is not YAML, or a key or a value is wrong; names file and line.
+    """
+    text = ""
+    data: Any = {}
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+            data = yaml.safe_load(text) or {}
+        except OSError as error:
+            raise InputMissingError(f"--lifecycle-config {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ArgumentsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ArgumentsError(f"{path}:1: expected sections such as 'health:' at the top level")
+    from_file = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
+    for assignment in assignments:
+        _assign(from_file, assignment)
+    try:
+        return Settings.model_validate(from_file)
+    except ValidationError as error:
+        first = error.errors()[0]
+        section, key = (*first["loc"], None)[:2]
+        in_file = isinstance(data.get(section), dict) and key in data[section]
+        where = (
+            f"{path}:{_line_of(text, first['loc'])}: " if in_file or section in data else "--set "
+        )
+        raise ArgumentsError(where + _complaint(first)) from None

@@ -1,0 +1,138 @@
+"""Every error of ours: a code for machines, an exit code, the root cause and a hint for people.
+
+Exit codes are those of the README ("Exit codes"); 66 to 75 are sysexits.h's.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from typing import TextIO
+
+
+class ExitCode(enum.IntEnum):
+    """What the process ends with."""
+
+    OK = 0
+    BAD_ARGUMENTS = 2
+    INPUT_MISSING = 66
+    ADDRESS_UNAVAILABLE = 69
+    ENGINE_START_FAILED = 70
+    SYSTEM_LIMIT = 71
+    ENGINE_DIED = 75
+    STOP_OUTRAN_DEADLINE = 124
+
+
+class LifecycleError(Exception):
+    """Base of all errors a user can meet.
+
+    Args:
+        message: what is wrong and where, one line.
+        code: stable identifier in snake_case for logs and `/lifecycle`.
+        hint: what to do about it, or None.
+        root_cause: the deepest cause known (for example the engine's own words), or None.
+    """
+
+    exit_code: ExitCode = ExitCode.ENGINE_START_FAILED
+    default_code = "lifecycle_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        root_cause: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.hint = hint
+        self.root_cause = root_cause
+
+    def line(self) -> str:
+        """The error as the one line that ends a failed run."""
+        parts = [self.message]
+        if self.root_cause and self.root_cause not in self.message:
+            parts.append(f"cause: {self.root_cause}")
+        if self.hint:
+            parts.append(f"hint: {self.hint}")
+        return "; ".join(" ".join(part.split()) for part in parts)
+
+
+class ArgumentsError(LifecycleError):
+    """A flag or a configuration value is wrong, unknown or in conflict (exit 2)."""
+
+    exit_code = ExitCode.BAD_ARGUMENTS
+    default_code = "bad_arguments"
+
+
+class InputMissingError(LifecycleError):
+    """The model or another input is not there or cannot be read (exit 66)."""
+
+    exit_code = ExitCode.INPUT_MISSING
+    default_code = "input_missing"
+
+
+class AddressError(LifecycleError):
+    """An address is taken or not allowed, or the model's name is taken at the gateway (exit 69)."""
+
+    exit_code = ExitCode.ADDRESS_UNAVAILABLE
+    default_code = "address_unavailable"
+
+
+class StartError(LifecycleError):
+    """The engine or its API could not start, cause not among the others (exit 70)."""
+
+    exit_code = ExitCode.ENGINE_START_FAILED
+    default_code = "engine_start_failed"
+
+
+class LimitError(StartError):
+    """Not enough memory, or another limit of the system (exit 71)."""
+
+    exit_code = ExitCode.SYSTEM_LIMIT
+    default_code = "system_limit"
+
+
+class EngineDiedError(LifecycleError):
+    """The engine died or hung after READY and no restart is left (exit 75)."""
+
+    exit_code = ExitCode.ENGINE_DIED
+    default_code = "engine_died"
+
+
+class DeadlineError(LifecycleError):
+    """An action outran its deadline. The exit code is that of a failed start."""
+
+    default_code = "deadline_exceeded"
+
+
+class StopDeadlineError(LifecycleError):
+    """The stop outran its deadline: something of ours could not be released (exit 124)."""
+
+    exit_code = ExitCode.STOP_OUTRAN_DEADLINE
+    default_code = "stop_outran_deadline"
+
+
+class TransitionRefused(LifecycleError):
+    """A trigger has no row from this state, or a guard does not hold. Nothing has changed."""
+
+    default_code = "transition_refused"
+
+
+class CommandFailed(LifecycleError):
+    """An operator's command was tried and failed. The worker lives on."""
+
+    default_code = "command_failed"
+
+
+def report(error: BaseException, stream: TextIO | None = None) -> int:
+    """Prints the one line that ends a failed run, to stderr by default; returns the exit code."""
+    if isinstance(error, LifecycleError):
+        text, code = error.line(), error.exit_code
+    else:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        code = ExitCode.ENGINE_START_FAILED
+    print(f"ichat-lifecycle: error: {text}", file=stream or sys.stderr, flush=True)
+    return int(code)

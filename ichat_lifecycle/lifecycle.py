@@ -1,0 +1,408 @@
+"""The writer: one loop that owns the state. Others post events or ask for a stop.
+
+Data flows one way: events in, one decision, effects out. What is asked of a lifecycle goes through
+`post_fault`, `ask_to_stop`, `fail` or `command`; only `run()` fires triggers. A stop is a latch,
+not a queue item, so that nothing can lose it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import structlog
+
+from ichat_lifecycle.actions import SERVER, SOCKET, Actions
+from ichat_lifecycle.bounds import race
+from ichat_lifecycle.config import Settings
+from ichat_lifecycle.errors import (
+    DeadlineError,
+    EngineDiedError,
+    LifecycleError,
+    StartError,
+    StopDeadlineError,
+    TransitionRefused,
+)
+from ichat_lifecycle.guards import Facts
+from ichat_lifecycle.journal import Journal, Reason, Snapshot
+from ichat_lifecycle.machine import Machine
+from ichat_lifecycle.ports import Fault, Ports
+from ichat_lifecycle.recorder import Recorder
+from ichat_lifecycle.resources import Released, ResourceStack
+from ichat_lifecycle.states import State, Trigger
+from ichat_lifecycle.supervision import Interrupted, Supervisor
+
+log = structlog.get_logger("ichat_lifecycle")
+
+T = TypeVar("T")
+
+
+class Lifecycle:
+    """One life of one worker, from PARSED to STOPPED.
+
+    Args:
+        ports: the world.
+        settings: deadlines, intervals, budgets.
+        ready_event: set exactly while the state is READY.
+    """
+
+    def __init__(
+        self, ports: Ports, settings: Settings, ready_event: asyncio.Event | None = None
+    ) -> None:
+        self.settings = settings
+        self.resources = ResourceStack()
+        self.recorder = Recorder(ports.clock, ready_event or asyncio.Event())
+        self.reason: Reason | None = None
+        self._ports = ports
+        self._hurry = asyncio.Event()
+        self._stop_asked = asyncio.Event()
+        self._interrupt = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fault: Fault | None = None
+        self._cause: BaseException | None = None
+        self._stop_cause: str | None = None
+        self._facts = Facts(recover_after=settings.health.recover_after)
+        self._fired_at = 0.0
+        self._supervisor = Supervisor(self, ports)
+        self._actions = Actions(
+            ports,
+            settings,
+            self.resources,
+            self._hurry,
+            on_fault=self.post_fault,
+            on_phase=self.report_phase,
+            on_verdict=self._supervisor.on_verdict,
+            on_released=_log_release,
+        )
+        self._machine = Machine(self._take_facts, self._actions.by_name(), self._entered)
+
+    # --- what others may call, from any thread unless it says otherwise
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Where this life is now; immutable."""
+        return self.recorder.snapshot
+
+    @property
+    def journal(self) -> Journal:
+        """Every transition so far."""
+        return self.recorder.journal
+
+    @property
+    def listeners(self) -> list[Callable[[Snapshot], None]]:
+        """Called on the loop with each new snapshot; must be fast and must not await."""
+        return self.recorder.listeners
+
+    def ask_to_stop(self, cause: str, *, now: bool = False) -> None:
+        """Asks for a graceful stop; with `now`, for one without a drain. Asking again is safe."""
+        self._on_loop(self._latch_stop, cause, now)
+
+    def post_fault(self, fault: Fault) -> None:
+        """Tells that the engine or the server has ended."""
+        self._on_loop(self._latch_fault, fault)
+
+    def fail(self, error: LifecycleError) -> None:
+        """Ends this life for a cause from outside the engine, such as a refusal by the gateway."""
+        self._on_loop(self._latch_failure, error)
+
+    def report_phase(self, phase: str, fraction: float | None = None) -> None:
+        """Tells how far a start has come."""
+        self._on_loop(self.recorder.phase, phase, fraction)
+
+    async def command(self, name: str, argument: Any = None) -> None:
+        """Has the writer run `sleep`, `wake`, `reset_prefix_cache` or `restart`; on its loop only.
+
+        Raises:
+            TransitionRefused: not possible in this state.
+            LifecycleError: it was tried and failed.
+        """
+        if self._machine.state not in (State.READY, State.DEGRADED):
+            raise TransitionRefused(f"{name}: not possible in {self._machine.state}")
+        await self._supervisor.command(name, argument)
+
+    async def ended(self) -> None:
+        """Waits for the end of run(); whoever asks gets the same end. On its loop only."""
+        await self._ended.wait()
+
+    def monotonic(self) -> float:
+        """The event loop's clock in seconds; 0 before run()."""
+        return self._loop.time() if self._loop is not None else 0.0
+
+    def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
+        loop = self._loop
+        if loop is None:  # before run(): nobody else is there yet
+            function(*args)
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            function(*args)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the life has ended
+                loop.call_soon_threadsafe(function, *args)
+
+    # --- latches, on the loop
+
+    def _latch_stop(self, cause: str, now: bool) -> None:
+        if not self._stop_asked.is_set():
+            self._stop_cause = cause
+            self._stop_asked.set()
+            self._interrupt.set()
+            self.recorder.publish(stop_asked=True)
+            log.info("stop_requested", cause=cause, now=now, bound_s=self.settings.stop_bound)
+        if now:
+            self._hurry.set()
+
+    def _latch_failure(self, error: LifecycleError) -> None:
+        if not self._stop_asked.is_set():
+            self._note(error)
+            self._latch_stop(error.message, False)
+
+    def _latch_fault(self, fault: Fault) -> None:
+        if self._stop_asked.is_set() or self._fault is not None:
+            log.info("fault_ignored", code=fault.code, message=fault.message)
+            return
+        self._fault = fault
+        self._interrupt.set()
+        log.error("fault", code=fault.code, message=fault.message, root_cause=fault.root_cause)
+
+    def _note(self, error: BaseException) -> None:
+        """Invariant: the first cause survives; later errors are attached, not put in its place."""
+        if self._cause is None:
+            self._cause = error
+        elif error is not self._cause:
+            self._cause.add_note(f"later: {type(error).__name__}: {error}")
+
+    # --- what the supervisor and the machine ask, on the loop
+
+    @property
+    def state(self) -> State:
+        """The machine's own state."""
+        return self._machine.state
+
+    def learn(self, **facts: Any) -> None:
+        """Facts for the guards that only the writer can know."""
+        self._facts = replace(self._facts, **facts)
+
+    def fault_error(self) -> LifecycleError | None:
+        """The fault that has been posted, as the error it ends in; None where there is none."""
+        if self._fault is None:
+            return None
+        kind = EngineDiedError if self.snapshot.ever_ready else StartError
+        fault = self._fault
+        return kind(fault.message, code=fault.code, hint=fault.hint, root_cause=fault.root_cause)
+
+    def forget_fault(self) -> None:
+        """The engine that had the fault is being replaced."""
+        self._fault = None
+        if not self._stop_asked.is_set():
+            self._interrupt.clear()
+
+    async def drain(self) -> None:
+        """Lets running requests finish, and cuts what is left at the deadline."""
+        await self._actions.drain()
+
+    async def fire(self, trigger: Trigger) -> None:
+        """One transition, in the caller's task."""
+        self._fired_at = self._now()
+        await self._machine.fire(trigger)
+
+    async def bounded(self, work: Coroutine[Any, Any, T], deadline_s: float | None, what: str) -> T:
+        """Runs `work` until it ends, its deadline, a stop, or a fault, whichever comes first.
+
+        Raises:
+            Interrupted: a stop or a fault came first.
+            DeadlineError: the deadline (in seconds) came first.
+            BaseException: what `work` raised.
+        """
+        if self._interrupt.is_set():
+            work.close()
+            raise Interrupted
+        task = asyncio.create_task(work, name=what)
+        ended = False
+        try:
+            ended = await race(task, deadline_s, self._interrupt)
+        finally:
+            if not ended:
+                await self._abandon(task)
+        if ended:
+            return task.result()
+        if self._interrupt.is_set():
+            raise Interrupted
+        raise DeadlineError(f"{what} took longer than {deadline_s:g} s")
+
+    async def _abandon(self, task: asyncio.Task[Any]) -> None:
+        """Cancels and waits, within a bound; what ignores that can no longer change the state."""
+        self._machine.give_up()
+        task.cancel()
+        if not await race(task, self.settings.stop.cancel):
+            log.warning("cancellation_ignored", task=task.get_name())
+            return
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, TransitionRefused):
+            log.warning("abandoned_with_error", task=task.get_name(), error=repr(error))
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _take_facts(self) -> Facts:
+        held = self.resources.names
+        return replace(
+            self._facts,
+            socket_open=SOCKET in held and SERVER in held,
+            stop_asked=self._stop_asked.is_set(),
+            engine_alive=self._ports.engine.alive and self._fault is None,
+            fault_known=self.reason is not None,
+            restarts_left=self._supervisor.restarts_left,
+            resources_held=self.resources.unreleased,
+        )
+
+    def _entered(self, trigger: Trigger, source: State, dest: State) -> None:
+        if dest is State.READY:
+            self.reason = None
+        now = self._now()
+        self.recorder.entered(
+            trigger,
+            source,
+            dest,
+            mono_s=now,
+            took_s=now - self._fired_at,
+            reason=self.reason,
+            cause=self._cause_of(trigger),
+        )
+
+    def _cause_of(self, trigger: Trigger) -> str | None:
+        if trigger is Trigger.STOP:
+            return Reason.of(self._cause).message if self._cause else self._stop_cause
+        if trigger in (Trigger.DEGRADE, Trigger.RESTART_ENGINE) and self.reason:
+            return self.reason.message
+        return None
+
+    # --- the life
+
+    async def run(self) -> None:
+        """Lives from PARSED to STOPPED. Call it once.
+
+        Returns after a stop that was asked for. Cancelling it stops gracefully and re-raises.
+
+        Raises:
+            LifecycleError: the first cause of the end, when nobody asked for it.
+            asyncio.CancelledError: this call was cancelled; the stop is complete by then.
+        """
+        if self._loop is not None:
+            raise RuntimeError("a lifecycle runs once; make a new one")
+        self._loop = asyncio.get_running_loop()
+        self.recorder.begin(self._now())
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            await self._live()
+        except Interrupted:
+            if (error := self.fault_error()) is not None:
+                self._note(error)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            self._latch_stop("run() was cancelled", False)
+        except Exception as error:
+            self._note(error)
+            if not isinstance(error, LifecycleError):
+                log.exception("unexpected_error")
+        cancelled = await self._shielded_end() or cancelled
+        self._ended.set()
+        if cancelled is not None:
+            raise cancelled
+        if self._cause is not None:
+            raise self._cause
+
+    async def _live(self) -> None:
+        await self._start_companions()
+        start = self.settings.start
+        validate = self._ports.arguments.validate(self.report_phase)
+        await self.bounded(validate, start.arguments_timeout, "validating the arguments")
+        self.learn(arguments_valid=True)
+        while True:
+            match self._machine.state:
+                case State.PARSED:
+                    await self._advance(Trigger.BIND, start.bind_timeout)
+                case State.BOUND:
+                    await self._advance(Trigger.START_ENGINE, start.engine_timeout)
+                case State.ENGINE_UP:
+                    self.report_phase("building_app")
+                    await self._advance(Trigger.SERVE, start.serve_timeout)
+                case State.SERVING:
+                    prove = self._prove_readiness()
+                    await self.bounded(prove, start.ready_timeout, "proving readiness")
+                    await self._advance(Trigger.BECOME_READY, start.bind_timeout)
+                case _:
+                    await self._supervise()
+
+    async def _start_companions(self) -> None:
+        for companion in self._ports.companions:
+            self.resources.push(companion.name, companion.stop, self.settings.stop.companion)
+            what = f"starting the {companion.name}"
+            await self.bounded(companion.start(), self.settings.start.bind_timeout, what)
+
+    async def _prove_readiness(self) -> None:
+        self.report_phase("waiting_for_health")
+        while not await self._ports.probe.health():
+            await asyncio.sleep(self.settings.start.poll_interval)
+        self.learn(health_answered=True)
+        self.report_phase("warm_up")
+        for _ in range(self.settings.warm_up.requests):
+            await self._ports.probe.warm_up()
+        self.learn(warmed_up=True)
+
+    async def _supervise(self) -> None:
+        try:
+            await self._supervisor.step()
+        except Interrupted:
+            if self._stop_asked.is_set():
+                raise  # else a fault, which the next step takes up
+
+    async def _advance(self, trigger: Trigger, deadline_s: float) -> None:
+        await self.bounded(self.fire(trigger), deadline_s, f"the action of {trigger}")
+
+    # --- the end
+
+    async def _shielded_end(self) -> asyncio.CancelledError | None:
+        """Invariant: a cancellation never interrupts the clean-up; another one hurries it."""
+        end = asyncio.create_task(self._end(), name="lifecycle-end")
+        cancelled: asyncio.CancelledError | None = None
+        while not end.done():
+            try:
+                await asyncio.shield(end)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self._hurry.set()
+        end.result()
+        return cancelled
+
+    async def _end(self) -> None:
+        if self._cause is not None:
+            self.reason = Reason.of(self._cause)
+        self._machine.give_up()
+        await self.fire(Trigger.STOP)
+        self._supervisor.refuse_all()
+        if self.resources.unreleased:
+            lost = ", ".join(self.resources.lost)
+            error = StopDeadlineError(
+                f"not released in time: {lost}", hint="what is left ends with the process"
+            )
+            self._note(error)
+            self.recorder.publish(reason=Reason.of(self._cause or error))
+        else:
+            await self.fire(Trigger.FINISH)
+
+
+def _log_release(released: Released) -> None:
+    took_s = round(released.took_s, 3)
+    if released.error is None:
+        log.info("released", resource=released.name, took_s=took_s)
+    else:
+        error = repr(released.error)
+        log.error("release_failed", resource=released.name, took_s=took_s, error=error)

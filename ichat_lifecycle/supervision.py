@@ -1,0 +1,259 @@
+"""READY and DEGRADED: what the writer makes of verdicts, faults and an operator's commands.
+
+Runs in the writer's own loop, one item at a time; it decides, and has the lifecycle fire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from ichat_lifecycle.errors import (
+    CommandFailed,
+    EngineDiedError,
+    LifecycleError,
+    TransitionRefused,
+)
+from ichat_lifecycle.journal import Reason
+from ichat_lifecycle.ports import Ports, Verdict, VerdictKind
+from ichat_lifecycle.states import State, Trigger
+
+if TYPE_CHECKING:
+    from ichat_lifecycle.lifecycle import Lifecycle
+
+log = structlog.get_logger("ichat_lifecycle")
+
+ASLEEP = Reason("asleep", "the engine is asleep", hint="wake it with POST /lifecycle/engine/wake")
+RESTART_ASKED = Reason("restart_asked", "an operator asked for a new engine")
+
+# Commands wait for an engine that may be busy; longer than any RPC should take, short of for ever.
+COMMAND_TIMEOUT_S = 60.0
+INBOX_LIMIT = 1000
+
+
+class Interrupted(Exception):
+    """A stop was asked for, or the engine or the server ended, while something else was running."""
+
+
+@dataclass(slots=True)
+class Command:
+    """Something an operator asks of the engine; `done` gets the outcome, on the loop."""
+
+    name: str
+    argument: Any
+    done: asyncio.Future[None]
+
+
+class Supervisor:
+    """Takes items from its inbox while the worker is READY or DEGRADED."""
+
+    def __init__(self, life: Lifecycle, ports: Ports) -> None:
+        self._life = life
+        self._ports = ports
+        self._health = life.settings.health
+        self._inbox: asyncio.Queue[Verdict | Command] = asyncio.Queue(maxsize=INBOX_LIMIT)
+        self._misses = 0
+        self._streak = 0
+        self._restarts_spent = 0
+        self._restart_asked = False
+        self._commands: dict[str, Callable[[Any], Coroutine[Any, Any, None]]] = {
+            "restart": self._restart,
+            "sleep": self._sleep,
+            "wake": self._wake,
+            "reset_prefix_cache": self._reset_prefix_cache,
+        }
+
+    # --- in
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        with contextlib.suppress(asyncio.QueueFull):  # verdicts repeat; the next one says the same
+            self._inbox.put_nowait(verdict)
+
+    async def command(self, name: str, argument: Any) -> None:
+        """Queues a command and waits for its outcome."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            self._inbox.put_nowait(Command(name, argument, done))
+        except asyncio.QueueFull:
+            raise TransitionRefused(f"{name}: too much is waiting already") from None
+        await done
+
+    def refuse_all(self) -> None:
+        """Answers the commands that nobody will run any more."""
+        while not self._inbox.empty():
+            item = self._inbox.get_nowait()
+            if isinstance(item, Command) and not item.done.done():
+                item.done.set_exception(TransitionRefused(f"{item.name}: the worker is stopping"))
+
+    @property
+    def restarts_left(self) -> int:
+        if self._restart_asked:
+            return 1  # an operator's wish costs no budget
+        return max(0, self._life.settings.restart.max - self._restarts_spent)
+
+    # --- one step
+
+    async def step(self) -> None:
+        """Takes one item and decides. Raises when service has to end."""
+        if (fault := self._life.fault_error()) is not None:
+            await self._lose_engine(fault)
+            return
+        item = await self._life.bounded(self._inbox.get(), None, "supervising")
+        if isinstance(item, Command):
+            await self._run(item)
+        else:
+            await self._judge(item)
+
+    async def _judge(self, verdict: Verdict) -> None:
+        self._life.recorder.publish(last_verdict=verdict)
+        healthy = verdict.kind is VerdictKind.HEALTHY
+        self._misses = self._misses + 1 if verdict.kind is VerdictKind.MISSED else 0
+        self._count(self._streak + 1 if healthy else 0)
+        (log.debug if healthy else log.warning)(
+            "verdict",
+            kind=verdict.kind.value,
+            latency_s=verdict.latency_s,
+            detail=verdict.detail,
+            misses=self._misses,
+        )
+        if verdict.kind is VerdictKind.ASLEEP:
+            await self._degrade(ASLEEP)
+        elif self._misses >= self._health.give_up_after:
+            await self._lose_engine(self._hung())
+        elif self._misses >= self._health.degrade_after:
+            await self._degrade(self._unresponsive(verdict))
+        elif self._streak >= self._health.recover_after and self._life.state is State.DEGRADED:
+            await self._recover()
+
+    def _count(self, streak: int) -> None:
+        self._streak = streak
+        self._life.learn(healthy_streak=streak)
+
+    def _unresponsive(self, verdict: Verdict) -> Reason:
+        return Reason(
+            "engine_unresponsive",
+            f"no answer from the engine for {self._health.timeout:g} s",
+            verdict.detail or None,
+            "it recovers by itself if the engine answers again",
+        )
+
+    def _hung(self) -> EngineDiedError:
+        return EngineDiedError(
+            f"the engine has not answered {self._misses} probes in a row",
+            code="engine_hung",
+            hint="start the worker again; its engine processes were alive but stuck",
+        )
+
+    async def _degrade(self, reason: Reason) -> None:
+        """Into DEGRADED from READY; where it is DEGRADED already, only the reason is renewed."""
+        if self._life.state is State.READY:
+            self._count(0)
+            self._life.reason = reason
+            await self._life.fire(Trigger.DEGRADE)
+            self._ports.watchdog.pace(self._health.recovery_interval)
+        elif self._life.reason is None or self._life.reason.code != reason.code:
+            self._life.reason = reason
+            self._life.recorder.publish(reason=reason)
+
+    async def _recover(self) -> None:
+        if self._life.settings.warm_up.requests and not await self._canary_answers():
+            self._count(0)
+            return
+        self._life.learn(canary_answered=True)
+        try:
+            await self._life.fire(Trigger.RECOVER)
+        finally:
+            self._life.learn(canary_answered=False)
+        self._ports.watchdog.pace(self._health.interval)
+
+    async def _canary_answers(self) -> bool:
+        try:
+            await self._life.bounded(
+                self._ports.probe.canary(), self._health.canary_timeout, "the canary"
+            )
+        except Interrupted:
+            raise
+        except Exception as error:
+            log.warning("canary_failed", error=str(error))
+            return False
+        return True
+
+    # --- losing the engine
+
+    async def _lose_engine(self, error: LifecycleError) -> None:
+        """READY or DEGRADED without an engine: restart it if the budget allows, else end."""
+        await self._degrade(Reason.of(error))
+        if error.code == "server_exited" or not self.restarts_left:
+            raise error
+        self._life.forget_fault()
+        stop = self._life.settings.stop
+        release_s = stop.cut + stop.watchdog + stop.app + stop.engine
+        await self._life.bounded(self._replace_engine(), release_s, "restarting the engine")
+        self._restarts_spent += 1
+
+    async def _replace_engine(self) -> None:
+        self._misses = 0
+        self._count(0)
+        self._life.learn(health_answered=False, warmed_up=False)
+        await self._life.fire(Trigger.RESTART_ENGINE)
+
+    # --- commands
+
+    async def _run(self, command: Command) -> None:
+        outcome: Exception | None = TransitionRefused(f"{command.name}: the worker is stopping")
+        try:
+            work = self._commands[command.name](command.argument)
+            await self._life.bounded(work, COMMAND_TIMEOUT_S, command.name)
+            outcome = None
+        except Interrupted:
+            raise
+        except LifecycleError as error:
+            outcome = error
+        except Exception as error:
+            outcome = CommandFailed(f"{command.name} failed: {error}")
+        finally:
+            log.info("command", name=command.name, error=str(outcome) if outcome else None)
+            if not command.done.done():
+                _settle(command.done, outcome)
+
+    async def _restart(self, _: Any) -> None:
+        self._restart_asked = True
+        try:
+            await self._degrade(RESTART_ASKED)
+            await self._life.drain()
+            await self._replace_engine()
+        finally:
+            self._restart_asked = False
+
+    async def _sleep(self, level: int) -> None:
+        # Not ready first, asleep second: nobody may be routed to an engine that is going to sleep.
+        await self._degrade(ASLEEP)
+        await self._ports.engine.sleep(level)
+        self._forget_verdicts()
+
+    def _forget_verdicts(self) -> None:
+        """Answers from before the engine slept say nothing of it now."""
+        self._count(0)
+        waiting = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        for item in waiting:
+            if isinstance(item, Command):
+                self._inbox.put_nowait(item)
+
+    async def _wake(self, _: Any) -> None:
+        await self._ports.engine.wake_up()
+        self._ports.watchdog.pace(self._health.recovery_interval)
+
+    async def _reset_prefix_cache(self, _: Any) -> None:
+        await self._ports.engine.reset_prefix_cache()
+
+
+def _settle(done: asyncio.Future[None], outcome: Exception | None) -> None:
+    if outcome is None:
+        done.set_result(None)
+    else:
+        done.set_exception(outcome)
