@@ -1,0 +1,333 @@
+"""The control plane's thread: Uvicorn on a loop of its own, so that it answers in every state.
+
+Idle connections cannot lock anybody out. Uvicorn's `limit_concurrency` counts connections, idle
+ones too, and would answer 503 to the probe that comes after them. Here the newcomer always gets in:
+above MAX_CONNECTIONS the connection that has been without a request for longest makes room, or the
+oldest of all where each has one under way. Besides, a connection has REQUEST_TIMEOUT_S to deliver a
+complete request, counted from its start or from its last answer, however slowly bytes drip in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ichat_lifecycle.errors import (
+    AddressError,
+    ArgumentsError,
+    LifecycleError,
+    LimitError,
+    StartError,
+    StopDeadlineError,
+)
+from ichat_lifecycle.ports import Address
+
+log = structlog.get_logger("ichat_lifecycle")
+
+PORT_OFFSET = 10_000
+LAST_PORT = 65_535
+
+MAX_CONNECTIONS = 256
+REQUEST_TIMEOUT_S = 10.0
+KEEP_ALIVE_S = 5
+HEADERS_LIMIT = 16 * 1024
+BACKLOG = 128
+
+# A stop: answers under way may end within GRACE_S; all of it fits into STOP_S, and both into the
+# second that config.Stop gives a companion.
+GRACE_S = 0.3
+STOP_S = 0.8
+FORCED_S = 0.1
+
+
+class ControlPlane:
+    """The control plane as a companion of a lifecycle.
+
+    Args:
+        app_factory: makes the ASGI app, called once in the new thread. Import what it needs
+            before: an import cannot be interrupted by a stop.
+        host: where to listen, for example 127.0.0.1.
+        port: None: `main_port` + 10000, or any free port where that is no valid one. 0: any free.
+        main_port: the worker's main port; None or 0 where it has none yet, or a Unix socket.
+        announce: told the URL once it answers, on the caller's loop.
+
+    After start(): `address` is host and port as bound, `url` how a client here would write them.
+    """
+
+    name = "control plane"
+
+    def __init__(
+        self,
+        app_factory: Callable[[], Any],
+        host: str,
+        port: int | None,
+        main_port: int | None,
+        announce: Callable[[str], None],
+    ) -> None:
+        self.address: tuple[str, int] = (host, 0)
+        self.url = ""
+        self._app_factory = app_factory
+        self._host = host
+        self._port = port
+        self._main_port = main_port
+        self._announce = announce
+        self._thread: threading.Thread | None = None
+        self._server: _Server | None = None
+        self._stop_asked = threading.Event()
+        self._answering = _running_future()
+        self._ended = _running_future()
+
+    async def start(self) -> None:
+        """Binds, starts the thread, and returns once it answers. Call it once.
+
+        Raises:
+            AddressError: the address is taken or not allowed.
+            ArgumentsError: the port is no port.
+            StartError: the app could not be made, or there are too many threads.
+        """
+        if self._thread is not None:
+            raise RuntimeError("a control plane starts once; make a new one")
+        sock = self._bind()
+        host, port = sock.getsockname()[:2]
+        self.address, self.url = (host, port), Address(host, port).url
+        thread = threading.Thread(
+            target=self._live, args=(sock,), name="control-plane", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            sock.close()  # otherwise the thread's task
+            raise LimitError(f"the control plane could not start: {error}") from error
+        self._thread = thread
+        await asyncio.wrap_future(self._answering)
+        self._announce(self.url)
+
+    async def stop(self) -> None:
+        """Ends the thread and closes the socket, within 0.9 s. Safe at any time, also again.
+
+        Raises:
+            StopDeadlineError: the thread is stuck in the app.
+        """
+        self._stop_asked.set()
+        if self._thread is None:
+            return
+        if not await self._has_ended(STOP_S):
+            if self._server is not None:
+                self._server.force_exit = True
+            if not await self._has_ended(FORCED_S):
+                raise StopDeadlineError("the control plane's thread did not end")
+        self._thread.join()  # it has nothing left to do
+
+    async def _has_ended(self, timeout_s: float) -> bool:
+        done, _ = await asyncio.wait({asyncio.wrap_future(self._ended)}, timeout=timeout_s)
+        return bool(done)
+
+    def _bind(self) -> socket.socket:
+        port = self._wanted_port()
+        try:
+            return _listen(self._host, port)
+        except (OSError, UnicodeError) as error:
+            raise AddressError(
+                f"--control-port: {_shown(self._host, port)} {_why_not(error)}",
+                hint=self._hint(error),
+            ) from error
+
+    def _wanted_port(self) -> int:
+        if self._port is None:
+            wanted = (self._main_port or 0) + PORT_OFFSET
+            return wanted if PORT_OFFSET < wanted <= LAST_PORT else 0
+        if not 0 <= self._port <= LAST_PORT:
+            raise ArgumentsError(f"--control-port {self._port}: expected 0 to {LAST_PORT}")
+        return self._port
+
+    def _hint(self, error: Exception) -> str:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            other = "choose another --control-port, or 0 for any free one"
+            if self._port is None:
+                return f"is a worker on --port {self._main_port} running already? else {other}"
+            return other
+        return "choose another --control-host or --control-port"
+
+    # --- in the control plane's own thread ------------------------------------------------------
+
+    def _live(self, sock: socket.socket) -> None:
+        try:
+            # Not the policy's loop: the data plane may have set one that suits only itself.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._serve(sock))
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            sock.close()
+            self._ended.set_result(None)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        config = uvicorn.Config(
+            self._app_factory(),
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            # `access_log=False` would take the handlers of the whole process' access log away;
+            # _Protocol switches it off for its own connections.
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            h11_max_incomplete_event_size=HEADERS_LIMIT,
+        )
+        self._server = _Server(config, self._stop_asked, lambda: self._answering.set_result(None))
+        await self._server.serve(sockets=[sock])
+
+    def _fail(self, error: BaseException) -> None:
+        if self._answering.done():
+            log.error("control_plane_died", exc_info=error)
+        elif isinstance(error, LifecycleError):
+            self._answering.set_exception(error)
+        else:
+            text = str(error) or type(error).__name__
+            failure = StartError(f"the control plane could not start: {text}")
+            failure.__cause__ = error
+            self._answering.set_exception(failure)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that leaves signals alone, and whose shutdown is bounded."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        stop_asked: threading.Event,
+        on_answering: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._stop_asked = stop_asked
+        self._on_answering = on_answering
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals belong to the worker alone
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_answering()
+
+    async def on_tick(self, counter: int) -> bool:
+        # Asked here, not by `should_exit`: set during startup, that would skip shutdown().
+        return self._stop_asked.is_set() or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await super().shutdown(sockets)
+        except TimeoutError:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)  # their ends are seen before the loop's own
+
+
+class _Protocol(H11Protocol):
+    """An HTTP connection that makes room, and that has to deliver; see the module's docstring."""
+
+    max_connections = MAX_CONNECTIONS
+    request_timeout_s = REQUEST_TIMEOUT_S
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.access_log = False
+        self._idle_since = 0.0
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        self._watch()
+        self._make_room()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._idle_since = self.loop.time()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_deadline()
+        super().connection_lost(exc)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request has arrived whole and its answer is not complete."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.more_body and not cycle.response_complete
+
+    def _watch(self) -> None:
+        if self._busy:
+            self._unset_deadline()
+        elif self._deadline is None:
+            # Abort, not close: that would wait for a client that does not read its answer.
+            self._deadline = self.loop.call_later(self.request_timeout_s, self.transport.abort)
+
+    def _unset_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _make_room(self) -> None:
+        if len(self.connections) <= self.max_connections:
+            return
+        others = [c for c in self.connections if isinstance(c, _Protocol) and c is not self]
+        oldest = min(others, key=lambda other: (other._busy, other._idle_since))
+        self.connections.discard(oldest)  # now, not in connection_lost: others come in this step
+        oldest.transport.abort()
+
+
+def _running_future() -> concurrent.futures.Future[None]:
+    """One that a waiter's cancellation does not cancel: the thread sets it in any case."""
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _why_not(error: Exception) -> str:
+    match getattr(error, "errno", None):
+        case errno.EADDRINUSE:
+            return "is taken"
+        case errno.EACCES | errno.EPERM:
+            return "is not allowed for this user"
+        case errno.EADDRNOTAVAIL:
+            return "is no address of this machine"
+        case _:
+            return f"cannot be bound: {getattr(error, 'strerror', None) or error}"
