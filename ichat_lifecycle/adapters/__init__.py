@@ -1,0 +1,1 @@
+"""The real ports: sockets, Uvicorn, vLLM, the watchdog, signals, the heartbeat."""

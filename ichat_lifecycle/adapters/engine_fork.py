@@ -1,0 +1,128 @@
+"""Forking vLLM's EngineCore out of a process that has threads, sockets and signal handlers.
+
+Why at all: nearly all of a start is imports, three times over. EngineCore forked from a process
+that has imported vLLM already saves one of the three. Its workers are still spawned, because OpenMP
+reads its thread affinity, and the loader its LD_PRELOAD, when a process is executed; so they run
+exactly as under `vllm serve`.
+
+What a forked child must not keep of us, and what is done here, in the child, before anything else:
+
+- our listening sockets and clients' connections, which it would hold open after we close them;
+- our signal handlers and wake-up descriptor: a SIGTERM for the child would appear in our loop;
+- our process group: Ctrl-C is for us, and we decide when the engine ends;
+- our standard streams' locks, which another thread may have held at the moment of the fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from ichat_lifecycle.adapters.engine_output import announce_birth
+
+METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+# Asked at import: vLLM's CPU platform overwrites it while it makes an engine's configuration.
+CHOSEN_BY_USER = os.environ.get(METHOD)
+
+# Threads that are forking an EngineCore now, with the method for its workers.
+_forking: dict[int, str] = {}
+
+
+@contextlib.contextmanager
+def start_method(core: str, workers: str) -> Iterator[None]:
+    """vLLM starts EngineCore by `core`, and EngineCore its workers by `workers`: fork or spawn.
+
+    For the processes that the calling thread starts within; the environment is put back after.
+    """
+    before = os.environ.get(METHOD)
+    os.environ[METHOD] = core
+    if core == "fork":
+        _forking[threading.get_ident()] = workers
+    try:
+        yield
+    finally:
+        _forking.pop(threading.get_ident(), None)
+        if before is None:
+            os.environ.pop(METHOD, None)
+        else:
+            os.environ[METHOD] = before
+
+
+def _in_child() -> None:
+    workers = _forking.get(threading.get_ident())
+    if workers is None:
+        return  # a fork of somebody else's
+    os.setsid()
+    _forget_signals()
+    _forget_sockets()
+    _fresh_streams()
+    os.environ[METHOD] = workers
+    announce_birth()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+def _forget_signals() -> None:
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _forget_sockets() -> None:
+    """Puts /dev/null in the place of each socket of ours.
+
+    Not closed: Python objects still hold the numbers, and would close what gets them next. vLLM's
+    own ZeroMQ sockets are made by the parent on Unix sockets without our path and stay.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for entry in Path("/proc/self/fd").iterdir():
+        fd = int(entry.name)
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode) and _is_ours(fd):
+                os.dup2(null, fd, inheritable=False)
+    os.close(null)
+
+
+def _is_ours(fd: int) -> bool:
+    sock = socket.socket(fileno=fd)
+    try:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            return True
+        return (
+            sock.family == socket.AF_UNIX
+            and str(sock.getsockname()).startswith("/")
+            and (
+                bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+                or sock.getsockname() in _listening_paths
+            )
+        )
+    finally:
+        sock.detach()
+
+
+# Paths of Unix sockets that we serve on; their accepted connections carry the same name.
+_listening_paths: set[str] = set()
+
+
+def serving_on(path: str) -> None:
+    """Names a Unix socket whose listener and connections an engine process must not keep."""
+    _listening_paths.add(path)
+
+
+def _fresh_streams() -> None:
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    for logger in (logging.getLogger(), logging.getLogger("vllm")):
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.stream = sys.stderr  # not setStream: it would flush the parent's buffer

@@ -1,0 +1,98 @@
+"""What the engine's processes print: read line by line, passed on, and kept for the first cause.
+
+vLLM's children write to the file descriptors 1 and 2 that they inherit. While they are started,
+those two lead into a pipe of ours; its end of file is also the proof that all of them are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+LINES_KEPT = 500
+LINE_LIMIT = 16_384  # characters; a longer line is cut, so that nothing can fill the memory
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_BIRTH = "ichat-lifecycle: engine process "
+
+
+class EngineOutput:
+    """A pipe, a thread that reads it, and the last LINES_KEPT lines.
+
+    Args:
+        sink: gets each line, without its end and without colours, in the reader's thread.
+    """
+
+    def __init__(self, sink: Callable[[str], None]) -> None:
+        self._sink = sink
+        self._read_fd, self._write_fd = os.pipe()
+        self._lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._groups: set[int] = set()
+        self._thread = threading.Thread(target=self._read, name="engine-output", daemon=True)
+        self._thread.start()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The newest lines, oldest first."""
+        return tuple(self._lines)
+
+    @property
+    def process_groups(self) -> frozenset[int]:
+        """Process groups of engine processes that announced themselves (see engine_fork)."""
+        return frozenset(self._groups)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether every process that held the pipe is gone, and all it printed has been read."""
+        return not self._thread.is_alive()
+
+    @contextlib.contextmanager
+    def redirected(self) -> Iterator[None]:
+        """File descriptors 1 and 2 lead into the pipe; what we print ourselves meanwhile too."""
+        _flush()
+        saved = [os.dup(1), os.dup(2)]
+        os.dup2(self._write_fd, 1)
+        os.dup2(self._write_fd, 2)
+        try:
+            yield
+        finally:
+            _flush()
+            for fd, target in zip(saved, (1, 2), strict=True):
+                os.dup2(fd, target)
+                os.close(fd)
+
+    def close(self) -> None:
+        """Gives up our own end; the reader ends with the last process. Safe to call twice."""
+        if self._write_fd >= 0:
+            os.close(self._write_fd)
+            self._write_fd = -1
+
+    def _read(self) -> None:
+        with os.fdopen(self._read_fd, "r", encoding="utf-8", errors="replace") as stream:
+            while line := stream.readline(LINE_LIMIT):
+                self._take(_ANSI.sub("", line.rstrip("\n")))
+
+    def _take(self, line: str) -> None:
+        if line.startswith(_BIRTH):
+            self._groups.add(int(line.removeprefix(_BIRTH)))
+            return
+        self._lines.append(line)
+        # A sink that fails (a full disk) must not stop the reading: the engine would block.
+        with contextlib.suppress(Exception):
+            self._sink(line)
+
+
+def announce_birth() -> None:
+    """Called in a new engine process: tells the parent its process group."""
+    os.write(2, f"{_BIRTH}{os.getpid()}\n".encode())
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

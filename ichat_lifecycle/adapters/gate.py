@@ -1,0 +1,250 @@
+"""The outermost layer of the main port: who may pass, by the state of the worker.
+
+Pure ASGI, in front of vLLM's own app. Until that is attached, and whenever the state is not READY,
+inference gets 503 with `Retry-After` and an error in OpenAI's form that names the state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from ichat_lifecycle.journal import Snapshot
+from ichat_lifecycle.states import State
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Health of the whole: 200 only in READY, whatever vLLM thinks of itself.
+HEALTH_PATHS = frozenset({"/health", "/ping"})
+OWN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/lifecycle"})
+# What wakes a sleeping engine must reach it (vLLM serves these in its development mode only).
+WAKING_PATHS = frozenset({"/wake_up", "/resume"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+UNAUTHORIZED, UNAVAILABLE = 401, 503
+BODY_LIMIT = 16 * 2**20  # bytes read of a refused request, so that its client sees the answer
+BODY_TIMEOUT_S = 2.0
+
+PASS_HEADER = b"x-ichat-lifecycle-pass"
+
+
+@dataclass(slots=True, eq=False)  # two requests are never the same one
+class _Request:
+    """One request in flight, and what has been sent of its answer."""
+
+    task: asyncio.Task[Any]
+    started: bool = False
+    streaming: bool = False
+    cut: bool = False
+
+
+class Gate:
+    """Lets a request pass, answers it itself, or refuses it.
+
+    Args:
+        snapshot: gives the worker's snapshot.
+        own_app: answers the lifecycle's read-only routes on the main port.
+        retry_after: seconds to name in `Retry-After`.
+    """
+
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], own_app: App, retry_after: Callable[[], int]
+    ) -> None:
+        self._snapshot = snapshot
+        self._own_app = own_app
+        self._retry_after = retry_after
+        self._requests: set[_Request] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._key_hashes: tuple[bytes, ...] = ()
+        self.pass_token = secrets.token_hex(16)
+        self.app: App | None = None
+        self.app_state: dict[str, Any] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that passed and are not answered in full; our own probes aside."""
+        return len(self._requests)
+
+    def require_keys(self, keys: tuple[str, ...]) -> None:
+        """The API keys that the read-only routes on the main port ask for, if any."""
+        self._key_hashes = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "websocket":
+            await self._websocket(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path in OWN_PATHS or path.startswith("/lifecycle/"):
+            if self._has_key(scope):
+                await self._own_app(scope, receive, send)
+            else:
+                await _answer(send, UNAUTHORIZED, _error("Unauthorized", UNAUTHORIZED, None))
+        elif self._is_own_probe(scope) and self.app is not None:
+            await self._pass_untracked(self.app, scope, receive, send)
+        elif self.app is not None and self._may_pass(path, scope["method"]):
+            await self._pass(self.app, scope, receive, send)
+        else:
+            await self._refuse(receive, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None and self._snapshot().state is State.READY:
+            await self._pass(self.app, scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1013, "reason": self._why()})
+
+    def _may_pass(self, path: str, method: str) -> bool:
+        state = self._snapshot().state
+        if state is State.READY:
+            return True
+        if path in HEALTH_PATHS or state is State.STOPPING:
+            return False
+        return method in SAFE_METHODS or path in WAKING_PATHS
+
+    def _is_own_probe(self, scope: Scope) -> bool:
+        given = next((v for k, v in scope["headers"] if k == PASS_HEADER), b"")
+        return bool(given) and hmac.compare_digest(given, self.pass_token.encode())
+
+    def _has_key(self, scope: Scope) -> bool:
+        if not self._key_hashes:
+            return True
+        given: bytes = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return False
+        digest = hashlib.sha256(key).digest()
+        return any(hmac.compare_digest(digest, known) for known in self._key_hashes)
+
+    # --- passing
+
+    async def _pass_untracked(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] = {**self.app_state, **scope.get("state", {})}
+        await app(scope, receive, send)
+
+    async def _pass(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        request = _Request(task)
+
+        async def watching_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                request.started = True
+                request.streaming = _is_event_stream(message)
+            await send(message)
+
+        self._requests.add(request)
+        self._empty.clear()
+        try:
+            await self._pass_untracked(app, scope, receive, watching_send)
+        except asyncio.CancelledError:
+            if not request.cut:
+                raise
+            task.uncancel()
+            await self._end_cut(request, send)
+        finally:
+            self._requests.discard(request)
+            if not self._requests:
+                self._empty.set()
+
+    async def drained(self) -> None:
+        """Returns once nothing is in flight."""
+        await self._empty.wait()
+
+    async def cut(self) -> None:
+        """Ends everything in flight, each with an explicit error, and waits for that."""
+        for request in tuple(self._requests):
+            request.cut = True
+            request.task.cancel()
+        await self._empty.wait()
+
+    async def _end_cut(self, request: _Request, send: Send) -> None:
+        error = _error(f"The request was cut: {self._why()}", UNAVAILABLE, self._snapshot().state)
+        if not request.started:
+            await self._send_unavailable(send, error)
+        elif request.streaming:
+            # An event stream's only explicit end is an event: its status was sent long ago.
+            body = b"data: " + json.dumps(error).encode() + b"\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+        # Anything else: the server closes the connection, which no client takes for a full answer.
+
+    # --- refusing
+
+    async def _refuse(self, receive: Receive, send: Send) -> None:
+        await _read_body(receive)
+        await self._send_unavailable(send, _error(self._why(), UNAVAILABLE, self._snapshot().state))
+
+    async def _send_unavailable(self, send: Send, error: dict[str, Any]) -> None:
+        headers = [(b"retry-after", str(self._retry_after()).encode())]
+        if self._snapshot().state is State.STOPPING:
+            headers.append((b"connection", b"close"))
+        await _answer(send, UNAVAILABLE, error, headers)
+
+    def _why(self) -> str:
+        snapshot = self._snapshot()
+        reason = f" ({snapshot.reason.message})" if snapshot.reason else ""
+        return f"The worker is not ready: its state is {snapshot.state.value}{reason}."
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in start.get("headers", ())
+    )
+
+
+def _error(message: str, status: int, state: State | None) -> dict[str, Any]:
+    kind = "unauthorized" if status == UNAUTHORIZED else "service_unavailable"
+    error: dict[str, Any] = {"message": message, "type": kind, "param": None, "code": status}
+    if state is not None:
+        error["state"] = state.value
+    return {"error": error}
+
+
+async def _read_body(receive: Receive) -> None:
+    """An answer to a body that nobody read is lost in the connection's reset."""
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while size < BODY_LIMIT:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    document: dict[str, Any],
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    body = json.dumps(document).encode()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                *(headers or []),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,206 @@
+"""The heartbeat to iChat's gateway. A gateway that is slow or dead never harms the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import structlog
+
+from ichat_lifecycle.errors import ArgumentsError
+from ichat_lifecycle.journal import Snapshot
+from ichat_lifecycle.redact import redact
+from ichat_lifecycle.states import State
+
+log = structlog.get_logger("ichat_lifecycle.heartbeat")
+
+PORT_MAX = 65535
+LAST_BEAT_TIMEOUT_S = 0.8  # within the 1 s that a stop gives to a companion
+DETAIL_LENGTH_MAX = 200  # characters of a gateway's answer that are worth repeating
+
+GATEWAY_STATES: Mapping[State, str] = {
+    State.PARSED: "initializing",
+    State.BOUND: "initializing",
+    State.ENGINE_UP: "initializing",
+    State.SERVING: "initializing",
+    State.READY: "ready",
+    State.DEGRADED: "initializing",
+    State.STOPPING: "terminating",
+    State.STOPPED: "terminating",
+}
+
+
+def gateway_url(gateway: str) -> str:
+    """The gateway's address with a scheme and without a trailing slash; http:// by default.
+
+    Raises:
+        ArgumentsError: it is not the address of an HTTP server.
+    """
+    text = gateway.strip()
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise _not_an_address(gateway, str(error)) from error
+    port_is_valid = parsed.port is None or 0 < parsed.port <= PORT_MAX
+    if parsed.scheme not in ("http", "https") or not parsed.host or not port_is_valid:
+        raise _not_an_address(gateway, "expected HOST:PORT or http://HOST:PORT")
+    return url.rstrip("/")
+
+
+def _not_an_address(gateway: str, why: str) -> ArgumentsError:
+    return ArgumentsError(f"--gateway-address {redact(gateway)}: {why}")
+
+
+class Heartbeat:
+    """Tells the gateway who we are and how we are (ports.Companion).
+
+    Args:
+        gateway: its address; without a scheme http:// is meant.
+        identity: worker_id, model_name, model_path, backend, host and port; asked at each beat.
+        snapshot: where the worker is in its life; asked at each beat.
+        on_rejected: called, once, if the gateway refuses to register us because another live worker
+            serves this model name. The heartbeat has ended then.
+        interval_s: seconds between two beats while nothing changes.
+        timeout_s: seconds until a beat is given up.
+        transport: httpx's transport, for tests.
+
+    Raises:
+        ArgumentsError: the gateway's address is not one.
+    """
+
+    name = "heartbeat"
+
+    def __init__(
+        self,
+        gateway: str,
+        identity: Callable[[], Mapping[str, Any]],
+        snapshot: Callable[[], Snapshot],
+        on_rejected: Callable[[str], None],
+        interval_s: float = 10.0,
+        timeout_s: float = 5.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._gateway = gateway_url(gateway)
+        self._identity = identity
+        self._snapshot = snapshot
+        self._on_rejected = on_rejected
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._transport = transport
+        self._client: httpx.AsyncClient | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._sent: State | None = None
+        self._registered = False
+        self._rejected = False
+        self._stopping = False
+        self._failing = False
+
+    async def start(self) -> None:
+        """Starts to beat, and does not wait for the gateway."""
+        self._task = asyncio.create_task(self._run(), name="heartbeat")
+
+    def changed(self, _snapshot: Snapshot | None = None) -> None:
+        """Beats at once if the state is another than last sent. To be called on the loop."""
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Says goodbye with the current state, for at most 0.8 s. Safe if start() never ran."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._stopping = True
+        try:
+            async with asyncio.timeout(LAST_BEAT_TIMEOUT_S):
+                # A beat that hangs gives way to the last one: never two at a time.
+                task.cancel()
+                await asyncio.wait([task])
+                if not self._rejected:
+                    await self._beat()
+        except TimeoutError:
+            self._failed("gateway_unreachable", error="no answer to the last beat")
+        finally:
+            client, self._client = self._client, None
+            if client is not None:
+                await client.aclose()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._rejected:
+            due = loop.time() + self._interval_s
+            await self._beat()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._state_changed()
+
+    async def _state_changed(self) -> None:
+        # Many changes come together as one; those of the progress or a verdict are not news.
+        while self._snapshot().state is self._sent:
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _beat(self) -> None:
+        """One beat. Raises nothing but cancellation, and the TimeoutError of an outer deadline."""
+        self._sent = self._snapshot().state
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._post(self._sent)
+        except TimeoutError:
+            self._failed("gateway_unreachable", error=f"no answer within {self._timeout_s:g} s")
+        except Exception as error:
+            # Whatever it is, also in what we were given to call: the worker lives on.
+            self._failed("gateway_unreachable", error=str(error) or repr(error))
+        else:
+            self._answered(response)
+
+    async def _post(self, state: State) -> httpx.Response:
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                transport=self._transport,
+                timeout=None,  # httpx's are per read; ours is for the whole beat
+                # Certificates take 50 ms of the loop to load, and plain HTTP has none to verify.
+                verify=self._gateway.startswith("https:"),
+            )
+        return await self._client.post(
+            f"{self._gateway}/v1/workers/heartbeat",
+            json={**self._identity(), "state": GATEWAY_STATES[state]},
+        )
+
+    def _answered(self, response: httpx.Response) -> None:
+        if response.is_success:
+            self._registered = True
+            if self._failing:
+                log.info("gateway_back", gateway=redact(self._gateway))
+            self._failing = False
+        elif response.status_code != httpx.codes.CONFLICT:
+            self._failed("gateway_unreachable", error=f"answered {response.status_code}")
+        elif self._registered or self._stopping:
+            self._failed("gateway_conflict", error=_detail(response))
+        else:
+            self._reject(response)
+
+    def _failed(self, event: str, *, error: str) -> None:
+        """Logs the first failure of a run of them; the others would only repeat it."""
+        if not self._failing:
+            log.warning(event, gateway=redact(self._gateway), error=error)
+        self._failing = True
+
+    def _reject(self, response: httpx.Response) -> None:
+        self._rejected = True
+        message = (
+            f"the gateway {redact(self._gateway)} refused to register this worker: another live "
+            f"worker serves its model name ({_detail(response)})"
+        )
+        try:
+            self._on_rejected(message)
+        except Exception:
+            log.exception("on_rejected_failed")
+
+
+def _detail(response: httpx.Response) -> str:
+    words = " ".join(response.text.split())[:DETAIL_LENGTH_MAX]
+    return f"{response.status_code}: {words}" if words else str(response.status_code)

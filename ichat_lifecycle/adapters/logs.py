@@ -1,0 +1,159 @@
+"""One stream of log lines: ours, vLLM's in this process, and those of the engine's processes.
+
+JSON lines where nobody watches, coloured text in a terminal. The engine's processes print into a
+pipe of ours (engine_output); their lines are taken apart here and logged again with their level,
+process and pid.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, MutableMapping
+from typing import Any, Protocol, TextIO
+
+import structlog
+
+EventDict = MutableMapping[str, Any]
+
+# "(EngineCore pid=12) INFO 11-22 16:00:00 [core.py:110] text"; older vLLM: "INFO 11-22 … text".
+_VLLM_LINE = re.compile(
+    r"^(?:\((?P<process>[^)]*?)(?: pid=(?P<pid>\d+))?\) ?)?"
+    r"(?:(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[(?P<place>[^\]]*)\] ?)?(?P<text>.*)$"
+)
+
+_OURS = ("ichat_lifecycle", "engine")
+# Libraries whose INFO lines say nothing to an operator.
+_QUIET = ("httpx", "httpcore", "asyncio", "urllib3", "filelock")
+
+
+def own_stderr() -> TextIO:
+    """A stream on a copy of stderr: while an engine starts, descriptor 2 leads elsewhere."""
+    return os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, encoding="utf-8")
+
+
+class Writable(Protocol):
+    """A text stream, as far as logging needs one."""
+
+    def write(self, text: str, /) -> int: ...
+    def flush(self) -> None: ...
+    def isatty(self) -> bool: ...
+
+
+def configure(stream: Writable, *, as_json: bool, scrub: Callable[[str], str], level: str) -> None:
+    """Sends structlog's and the standard library's records to `stream`.
+
+    Args:
+        scrub: takes secrets out of each finished line.
+        level: the lowest level to log, as in `--log-level`.
+    """
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(allow=()),
+        _origin,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    formatter = _Formatter(
+        scrub,
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *_renderers(as_json, colors=stream.isatty()),
+        ],
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Not left to the root, whose level libraries of vLLM's change.
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level.upper())
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _renderers(as_json: bool, colors: bool) -> list[Any]:
+    if as_json:
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [structlog.dev.ConsoleRenderer(colors=colors)]
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    def __init__(self, scrub: Callable[[str], str], **options: Any) -> None:
+        super().__init__(**options)
+        self._scrub = scrub
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._scrub(super().format(record))
+
+
+_main_pid = os.getpid()
+
+
+def _origin(_: Any, __: str, event: EventDict) -> EventDict:
+    """In a forked engine process: whose line it is."""
+    if os.getpid() != _main_pid:
+        record = event.get("_record")
+        event["process"] = getattr(record, "vllm_process_name", "EngineCore")
+        event["pid"] = os.getpid()
+    return event
+
+
+def adopt(*names: str) -> None:
+    """Has these loggers' records go the common way instead of through handlers of their own."""
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+def log_engine_line(line: str) -> None:
+    """One line that a process of the engine printed, as an event of ours."""
+    if not line.strip():
+        return
+    fields = _from_json(line) or _from_text(line)
+    level = logging.getLevelNamesMapping().get(str(fields.pop("level")).upper(), logging.INFO)
+    # A branch of its own: vLLM's loggers here may have handlers that print into the very pipe that
+    # this line came from.
+    logger = structlog.stdlib.get_logger(f"engine.{fields.pop('logger')}")
+    logger.log(level, str(fields.pop("event")), **fields)
+
+
+def _from_json(line: str) -> dict[str, Any] | None:
+    if not line.startswith("{"):
+        return None
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(fields, dict) or not {"level", "event"} <= fields.keys():
+        return None
+    fields.pop("timestamp", None)
+    return {"logger": "vllm", **fields}
+
+
+def _from_text(line: str) -> dict[str, Any]:
+    match = _VLLM_LINE.match(line)
+    assert match is not None  # its last group matches anything
+    fields: dict[str, Any] = {
+        "logger": "vllm",
+        "level": match["level"] or "info",
+        "event": match["text"] if match["level"] or match["pid"] else line,
+    }
+    if match["pid"]:
+        fields |= {"process": match["process"], "pid": int(match["pid"])}
+    if match["place"]:
+        fields["place"] = match["place"]
+    return fields

@@ -1,0 +1,72 @@
+"""The live view of a load, for people who start a worker in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from ichat_lifecycle.journal import Snapshot
+
+REFRESH_PER_S = 8
+
+
+class LiveView:
+    """A line at the bottom that moves while the worker is not READY; log lines scroll above it.
+
+    It is also the stream that log lines are written to, and a context manager: its end leaves
+    nothing of it on the screen.
+    """
+
+    def __init__(
+        self, stream: TextIO, snapshot: Callable[[], Snapshot], clock: Callable[[], float]
+    ) -> None:
+        self._snapshot = snapshot
+        self._clock = clock
+        self._console = Console(file=stream, soft_wrap=True)
+        self._spinner = Spinner("dots")
+        self._live = Live(
+            self, console=self._console, refresh_per_second=REFRESH_PER_S, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def changed(self, snapshot: Snapshot) -> None:
+        """A listener: the view ends with the load."""
+        if snapshot.ever_ready:
+            self._live.stop()
+
+    def __rich__(self) -> Spinner:
+        self._spinner.update(text=Text(describe(self._snapshot(), self._clock())))
+        return self._spinner
+
+    def write(self, text: str) -> int:
+        self._console.print(Text.from_ansi(text.rstrip("\n")))
+        return len(text)
+
+    def flush(self) -> None:
+        self._console.file.flush()
+
+    def isatty(self) -> bool:
+        return True
+
+
+def describe(snapshot: Snapshot, mono_s: float) -> str:
+    """One line: state, phase, elapsed and expected time."""
+    progress = snapshot.progress
+    end = progress.ended_mono_s if progress.ended_mono_s is not None else mono_s
+    elapsed = max(0.0, end - progress.began_mono_s)
+    phase = progress.phase.replace("_", " ")
+    fraction = f" {progress.fraction:.0%}" if progress.fraction is not None else ""
+    expected = progress.expected_s
+    of = f" of about {expected:.0f} s" if expected else " s"
+    return f"{snapshot.state.value}: {phase}{fraction}, {elapsed:.0f}{of}"

@@ -1,0 +1,163 @@
+"""Uvicorn on the bound socket, behind the `Server` port.
+
+One server for the whole life: it answers from BOUND on through the gate, and vLLM's app is attached
+to it later. So no connection is refused while the model loads or the engine restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import uvicorn
+from uvicorn.lifespan.on import LifespanOn
+
+from ichat_lifecycle.adapters.gate import App, Gate
+from ichat_lifecycle.errors import ArgumentsError, StartError
+from ichat_lifecycle.ports import Fault, FaultReport
+
+# Attributes of uvicorn.Config that its constructor does not take from vLLM's names.
+_HEADER_LIMITS = ("h11_max_incomplete_event_size", "h11_max_header_count")
+
+
+class AppBuilder(Protocol):
+    """Builds the engine's ASGI app."""
+
+    async def build(self) -> App: ...
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that leaves signals alone and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals belong to the worker alone
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.listening.set()
+
+
+class UvicornServer:
+    """The `Server` port.
+
+    Args:
+        gate: the ASGI app that Uvicorn runs.
+        options: gives Uvicorn's options as `vllm serve` would set them.
+        builder: builds the app that is attached.
+        refresher: makes vLLM's refresher of TLS certificates from an SSL context, where asked for.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        options: Callable[[], Mapping[str, Any]],
+        builder: AppBuilder,
+        refresher: Callable[[uvicorn.Config], Any | None] = lambda config: None,
+    ) -> None:
+        self._gate = gate
+        self._options = options
+        self._builder = builder
+        self._make_refresher = refresher
+        self._refresher: Any | None = None
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._lifespan: LifespanOn | None = None
+        self._closing = False
+
+    @property
+    def in_flight(self) -> int:
+        return self._gate.in_flight
+
+    async def open(self, sock: socket.socket | None, on_fault: FaultReport) -> None:
+        """Serves the gate on the socket; returns once it listens."""
+        config = self._config()
+        self._server = server = _Server(config)
+        self._refresher = self._make_refresher(config)
+        self._task = asyncio.create_task(
+            server.serve(sockets=[sock] if sock else None), name="uvicorn"
+        )
+        self._task.add_done_callback(lambda task: self._on_end(task, on_fault))
+        listening = asyncio.create_task(server.listening.wait())
+        try:
+            await asyncio.wait({listening, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            listening.cancel()
+        if self._task.done():
+            raise StartError("the HTTP server ended while it started", code="server_exited")
+
+    def _config(self) -> uvicorn.Config:
+        options = dict(self._options())
+        limits = {name: options.pop(name) for name in _HEADER_LIMITS if name in options}
+        try:
+            config = uvicorn.Config(self._gate, lifespan="off", **options)
+            for name, value in limits.items():
+                setattr(config, name, value)
+            config.load()
+        except OSError as error:  # ssl.SSLError is one too
+            raise ArgumentsError(
+                f"--ssl-certfile/--ssl-keyfile: cannot be used: {error}",
+                hint="give a certificate and its key, both readable PEM files",
+            ) from error
+        return config
+
+    def _on_end(self, task: asyncio.Task[None], on_fault: FaultReport) -> None:
+        error = None if task.cancelled() else task.exception()
+        if not self._closing:
+            on_fault(
+                Fault(
+                    "server_exited",
+                    "the HTTP server ended by itself",
+                    root_cause=repr(error) if error else None,
+                )
+            )
+
+    async def attach(self) -> None:
+        """Builds the app, runs its start-up, and lets requests through to it."""
+        app = await self._builder.build()
+        # Uvicorn's own implementation of the lifespan protocol; its server runs only the gate.
+        lifespan = LifespanOn(uvicorn.Config(app, lifespan="on", log_config=None))
+        self._lifespan = lifespan
+        await lifespan.startup()
+        if lifespan.should_exit:
+            raise StartError("vLLM's app failed in its start-up", code="app_start_failed")
+        self._gate.app_state = lifespan.state
+        self._gate.app = app
+
+    async def detach(self) -> None:
+        """Takes the app away and runs its shut-down."""
+        self._gate.app = None
+        self._gate.app_state = {}
+        lifespan, self._lifespan = self._lifespan, None
+        if lifespan is not None:
+            await lifespan.shutdown()
+
+    async def drained(self) -> None:
+        await self._gate.drained()
+
+    async def cut(self) -> None:
+        await self._gate.cut()
+
+    async def close(self) -> None:
+        """Closes the listener and every connection."""
+        self._closing = True
+        if self._refresher is not None:
+            self._refresher.stop()
+        server, task = self._server, self._task
+        if server is None or task is None:
+            return
+        if not server.listening.is_set():
+            # Uvicorn skips its shutdown when asked to exit during its start-up.
+            task.cancel()
+        server.should_exit = True
+        try:
+            await asyncio.wait({task})
+        finally:
+            server.force_exit = True

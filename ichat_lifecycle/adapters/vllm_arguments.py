@@ -1,0 +1,94 @@
+"""Arguments by vLLM's own parser, behind the `Arguments` port."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ichat_lifecycle.adapters.threads import in_thread
+from ichat_lifecycle.adapters.vllm_layout import Layout, load
+from ichat_lifecycle.arguments import ParsedArguments, parse
+from ichat_lifecycle.errors import ArgumentsError, LifecycleError
+from ichat_lifecycle.ports import PhaseReport
+
+
+class _StopAsked(Exception):
+    """Ends the import between two steps."""
+
+
+class VllmArguments:
+    """iChat's arguments in, vLLM's validated namespace out. Importing vLLM takes seconds.
+
+    Attributes:
+        layout: vLLM's functions; None until parsed.
+        parsed: the outcome; None until parsed.
+    """
+
+    def __init__(
+        self,
+        framework: argparse.Namespace,
+        backend_argv: list[str],
+        on_imported: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._framework = framework
+        self._argv = backend_argv
+        self._on_imported = on_imported
+        self._stop = threading.Event()
+        self.layout: Layout | None = None
+        self.parsed: ParsedArguments | None = None
+
+    async def validate(self, on_phase: PhaseReport) -> None:
+        """Parses off the loop, unless `validate_now` has been called already."""
+        if self.parsed is not None:
+            return
+        on_phase("importing", None)
+        try:
+            await in_thread(self.validate_now, "arguments")
+        finally:
+            self._stop.set()
+
+    def validate_now(self) -> None:
+        """Parses in the caller's thread.
+
+        Raises:
+            ArgumentsError: a flag is unknown, in conflict or has a bad value.
+            StartError: vLLM is missing or not supported.
+        """
+        self.layout = load(self._checkpoint)
+        self._on_imported()
+        parser = self.layout.make_arg_parser(self.layout.argument_parser())
+        parsed = parse(self._framework, self._argv, parser)
+        self._validate_with_vllm(parsed.vllm)
+        self.parsed = parsed
+
+    def _checkpoint(self, step: str) -> None:
+        if self._stop.is_set():
+            raise _StopAsked(step)
+
+    def _validate_with_vllm(self, namespace: argparse.Namespace) -> None:
+        assert self.layout is not None
+        try:
+            _import_parser_plugins(namespace)
+            self.layout.validate_serve_args(namespace)
+            self.layout.validate_api_args(namespace)
+        except LifecycleError:
+            raise
+        except Exception as error:
+            text = str(error.args[0]) if error.args else repr(error)
+            raise ArgumentsError(text.removeprefix("Error: ")) from error
+
+
+def _import_parser_plugins(namespace: argparse.Namespace) -> None:
+    """As vLLM's `setup_server` does before it validates: plugins register parsers by name."""
+    tool: Any = getattr(namespace, "tool_parser_plugin", None)
+    reasoning: Any = getattr(namespace, "reasoning_parser_plugin", None)
+    if tool:
+        from vllm.tool_parsers import ToolParserManager
+
+        ToolParserManager.import_tool_parser(tool)
+    if reasoning:
+        from vllm.reasoning import ReasoningParserManager
+
+        ReasoningParserManager.import_reasoning_parser(reasoning)

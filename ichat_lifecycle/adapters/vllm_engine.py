@@ -1,0 +1,342 @@
+"""vLLM's engine client behind the `Engine` port: built off the loop, ended for certain.
+
+`build_async_engine_client` builds AsyncLLM synchronously and would block the loop until the model
+is loaded; the same public steps are taken here in a thread (AsyncLLM starts its tasks lazily on the
+loop of its first use).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import os
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing import resource_tracker
+from typing import Any
+
+import structlog
+
+from ichat_lifecycle import causes
+from ichat_lifecycle.adapters import engine_fork
+from ichat_lifecycle.adapters.engine_output import EngineOutput
+from ichat_lifecycle.adapters.engine_processes import children_now, kill_all
+from ichat_lifecycle.adapters.threads import Threaded, in_thread
+from ichat_lifecycle.adapters.vllm_layout import Layout
+from ichat_lifecycle.ports import Fault, FaultReport, PhaseReport
+
+log = structlog.get_logger("ichat_lifecycle.engine")
+
+_POLL_S = 0.02
+
+# What a line of the engine's log says of the phase it is in.
+_PHASES = (
+    ("Initializing a V1 LLM engine", "starting_engine"),
+    ("Starting to load model", "loading_weights"),
+    ("Loading weights took", "weights_loaded"),
+    ("Loading safetensors checkpoint shards", "loading_weights"),
+    ("torch.compile", "compiling"),
+    ("Capturing CUDA graph", "capturing_graphs"),
+    ("KV cache", "allocating_kv_cache"),
+    ("init engine (profile", "engine_initialized"),
+)
+
+
+class _Aborted(Exception):
+    """The load was given up between two of its steps."""
+
+
+class VllmEngine:
+    """One engine at a time; `start` may be called again after `release`.
+
+    Args:
+        arguments: gives vLLM's validated namespace.
+        layout: gives vLLM's functions.
+        gpu_ids: gives the devices to show to the engine, or None for all.
+        sink: gets each line that the engine's processes print, from a thread.
+        on_configured: called, from a thread, once vLLM has made its configuration, which also
+            configures its loggers anew.
+    """
+
+    def __init__(
+        self,
+        arguments: Callable[[], argparse.Namespace],
+        layout: Callable[[], Layout],
+        gpu_ids: Callable[[], tuple[int, ...] | None],
+        sink: Callable[[str], None],
+        on_configured: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_configured = on_configured
+        self._arguments = arguments
+        self._layout = layout
+        self._gpu_ids = gpu_ids
+        self._sink = sink
+        self._loading: Threaded[Any] | None = None
+        self._abort = threading.Event()
+        self._output: EngineOutput | None = None
+        self._children: dict[int, Any] = {}
+        self._sentinels: list[int] = []
+        self._died = False
+        self._on_phase: PhaseReport = lambda phase, fraction: None
+        self.client: Any = None
+        self.tasks: tuple[str, ...] = ()
+        self.loras: Callable[[], list[str]] = list
+
+    @property
+    def alive(self) -> bool:
+        return self.client is not None and not self._died and not self.client.errored
+
+    # --- start
+
+    async def start(self, on_fault: FaultReport, on_phase: PhaseReport) -> None:
+        """Loads the model.
+
+        Raises:
+            LifecycleError: with the engine's own first cause, an exit code and a hint.
+        """
+        self._abort.clear()
+        self._died = False
+        self._on_phase = on_phase
+        self._output = output = EngineOutput(self._take_line)
+        before = children_now()
+        self._loading = Threaded(partial(self._load, output), "engine-load")
+        try:
+            self.client = await self._loading.result()
+        except _Aborted:
+            raise asyncio.CancelledError from None
+        except Exception as error:
+            await asyncio.sleep(0)
+            raise causes.start_error(error, await _settled(output)) from error
+        self._children = {p: c for p, c in children_now().items() if p not in before}
+        self._watch(on_fault)
+        await self.client.reset_mm_cache()
+        self.tasks = tuple(await self.client.get_supported_tasks())
+
+    def _load(self, output: EngineOutput) -> Any:
+        _start_resource_tracker()
+        with output.redirected():
+            return self._build_client(self._layout(), self._arguments())
+
+    def _build_client(self, layout: Layout, namespace: argparse.Namespace) -> Any:
+        self._checkpoint("configuring")
+        self._show_devices(layout)
+        usage = layout.usage_context.OPENAI_API_SERVER
+        engine_args = layout.engine_args.from_cli_args(namespace)
+        config = engine_args.create_engine_config(usage_context=usage)
+        self._on_configured()
+        self._checkpoint("starting_engine")
+        with self._start_method(layout):
+            return layout.engine_client.from_vllm_config(
+                vllm_config=config,
+                usage_context=usage,
+                enable_log_requests=engine_args.enable_log_requests,
+                aggregate_engine_logging=engine_args.aggregate_engine_logging,
+                disable_log_stats=engine_args.disable_log_stats,
+            )
+
+    def _start_method(self, layout: Layout) -> contextlib.AbstractContextManager[None]:
+        if engine_fork.CHOSEN_BY_USER is not None:
+            return contextlib.nullcontext()
+        # Elsewhere as `vllm serve` does it: a fork with a GPU's driver loaded is not tried here.
+        core = "fork" if layout.platform.is_cpu() else "spawn"
+        return engine_fork.start_method(core, workers="spawn")
+
+    def _show_devices(self, layout: Layout) -> None:
+        gpu_ids = self._gpu_ids()
+        if gpu_ids is None:
+            return
+        variable = "CUDA_VISIBLE_DEVICES"
+        if not layout.platform.is_cpu():
+            variable = getattr(layout.platform, "device_control_env_var", variable)
+        os.environ[variable] = ",".join(map(str, gpu_ids))
+
+    def _checkpoint(self, phase: str) -> None:
+        if self._abort.is_set():
+            raise _Aborted
+        self._on_phase(phase, None)
+
+    def _take_line(self, line: str) -> None:
+        self._sink(line)
+        for text, phase in _PHASES:
+            if text in line:
+                self._on_phase(phase, None)
+                return
+
+    # --- death
+
+    def _watch(self, on_fault: FaultReport) -> None:
+        """Death is event-driven: a process's sentinel becomes readable when it ends."""
+        loop = asyncio.get_running_loop()
+        for pid, process in self._children.items():
+            if process.name.startswith("EngineCore"):
+                loop.add_reader(process.sentinel, self._on_death, pid, process, on_fault)
+                self._sentinels.append(process.sentinel)
+
+    def _on_death(self, pid: int, process: Any, on_fault: FaultReport) -> None:
+        self._unwatch()
+        self._died = True
+        code = process.exitcode
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        lines = self._output.lines if self._output else ()
+        on_fault(
+            Fault(
+                "engine_died",
+                f"{process.name} (pid {pid}) ended {how}",
+                causes.first_cause(lines),
+                "the engine's own log lines above may say why; out-of-memory kills show in dmesg",
+            )
+        )
+
+    def report_error(self, on_fault: FaultReport) -> None:
+        """vLLM's API found its engine dead before the process's end was noticed."""
+        if not self._died:
+            self._died = True
+            on_fault(Fault("engine_died", "vLLM reports that its engine is dead"))
+
+    def _unwatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sentinel in self._sentinels:
+            loop.remove_reader(sentinel)
+        self._sentinels.clear()
+
+    # --- release
+
+    async def release(self, *, now: bool) -> None:
+        """Ends the engine and all its processes; whatever had been started by then."""
+        self._unwatch()
+        self._abort.set()
+        if self._loading is not None and self._loading.running:
+            await self._end_load(self._loading)
+        await self._adopt_late_client()
+        client, self.client = self.client, None
+        try:
+            if client is not None:
+                if client.output_handler is not None:
+                    client.output_handler.cancel()  # else it logs our own shutdown as an error
+                # Nothing runs any more: vLLM's own default, 0, ends its processes at once.
+                await in_thread(partial(client.shutdown, timeout=0), "engine-shutdown")
+        finally:
+            del client
+            self.kill()
+            await self._gone()
+            self._loading = None
+            self._children = {}
+            # vLLM froze its heap when it began to serve; unfrozen, this engine can be freed.
+            gc.unfreeze()
+
+    async def _end_load(self, loading: Threaded[Any]) -> None:
+        """A load ends only when its processes do, after which vLLM's constructor raises."""
+        while loading.running:
+            self.kill()
+            await asyncio.sleep(_POLL_S)
+
+    async def _adopt_late_client(self) -> None:
+        """The load may have succeeded just as it was given up: that engine is ours to end."""
+        if self.client is None and self._loading is not None:
+            with contextlib.suppress(BaseException):
+                self.client = await asyncio.wait_for(self._loading.result(), 0.2)
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the engine."""
+        groups = self._output.process_groups if self._output else frozenset()
+        pids = set(self._children)
+        if self._loading is not None and self._loading.running:
+            pids |= {p for p, c in children_now().items() if c.name.startswith("EngineCore")}
+        kill_all(groups, pids)
+
+    async def _gone(self) -> None:
+        """Waits until no process of the engine is left; the caller bounds it.
+
+        The pipe's end is the proof, not the process table: in a container without an init process a
+        grandchild stays in that as a zombie for ever.
+        """
+        if self._output is None:
+            return
+        self._output.close()
+        while any(process.is_alive() for process in self._children.values()):
+            await asyncio.sleep(_POLL_S)
+        while not self._output.at_end:
+            await asyncio.sleep(_POLL_S)
+        self._output = None
+
+    # --- what the lifecycle and operators ask
+
+    async def is_sleeping(self) -> bool:
+        return bool(await self.client.is_sleeping())
+
+    async def sleep(self, level: int) -> None:
+        await self.client.sleep(level=level)
+
+    async def wake_up(self) -> None:
+        await self.client.wake_up(tags=None)
+
+    async def reset_prefix_cache(self) -> None:
+        await self.client.reset_prefix_cache()
+
+    async def describe(self) -> Mapping[str, Any]:
+        """What vLLM knows of itself; one RPC, which the caller bounds."""
+        config = self.client.vllm_config
+        cache = config.cache_config
+        blocks = getattr(cache, "num_gpu_blocks", None)
+        running, waiting = _requests()
+        return {
+            "model": config.model_config.model,
+            "max_model_len": config.model_config.max_model_len,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "tasks": list(self.tasks),
+            "kv_cache": {
+                "blocks": blocks,
+                "block_size_tokens": cache.block_size,
+                "size_tokens": blocks * cache.block_size if blocks else None,
+            },
+            "requests": {"running": running, "waiting": waiting},
+            "sleeping": await self.is_sleeping(),
+            "lora_adapters": self.loras(),
+            "processes": sorted(self._children),
+        }
+
+
+def _start_resource_tracker() -> None:
+    """Before the pipe is there: the tracker would inherit it and keep it open for our whole life.
+
+    Processes that are ended by force leave their shared memory to the tracker, which removes it
+    and warns; that is its job here, not news.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+async def _settled(output: EngineOutput, timeout_s: float = 1.0) -> tuple[str, ...]:
+    """The lines once the dead processes' last ones have been read, or after a second."""
+    output.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while not output.at_end:
+                await asyncio.sleep(_POLL_S)
+    return output.lines
+
+
+def _requests() -> tuple[int | None, int | None]:
+    """Running and waiting requests as vLLM's own gauges have them; None without statistics."""
+    from prometheus_client import REGISTRY
+
+    found: dict[str, float] = {}
+    for metric in REGISTRY.collect():
+        if metric.name in ("vllm:num_requests_running", "vllm:num_requests_waiting"):
+            found[metric.name] = sum(sample.value for sample in metric.samples)
+    running = found.get("vllm:num_requests_running")
+    waiting = found.get("vllm:num_requests_waiting")
+    return (
+        int(running) if running is not None else None,
+        int(waiting) if waiting is not None else None,
+    )

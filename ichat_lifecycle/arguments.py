@@ -1,0 +1,464 @@
+"""iChat's standard arguments to vLLM's, with the framework's own merged in.
+
+vLLM's parser comes in as an object: this module knows argparse, and imports no vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import os.path
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from ichat_lifecycle.errors import ArgumentsError, InputMissingError
+
+PORT_MAX = 65535
+
+# iChat's flag → the attribute of vLLM's that it stands for.
+ALIASES: Mapping[str, str] = {
+    "--model-path": "model",
+    "--tokenizer-path": "tokenizer",
+    "--context-length": "max_model_len",
+}
+GPU_IDS = "--gpu-ids"
+
+# What the framework may give as well → its attribute in framework_args.
+_FROM_FRAMEWORK: Mapping[str, str] = {
+    "model": "model_path",
+    "host": "host",
+    "port": "port",
+    "served_model_name": "served_model_name",
+}
+_MERGED = (*ALIASES.values(), "host", "port", "served_model_name")
+_PATHS = ("model", "tokenizer")
+_OURS = "ichat_"  # begins the attributes that our own flags leave in the namespace
+_NOT_GIVEN = object()
+_PYDANTIC_LINK = re.compile(r"For further information visit https://\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedArguments:
+    """What the arguments come to.
+
+    Args:
+        vllm: vLLM's own namespace, with nothing of ours in it.
+        gpu_ids: the devices to show to the engine; None shows all, empty shows none.
+        changed: the values that are not the parser's defaults, JSON-safe, for display. May hold
+            secrets: see redact.py.
+    """
+
+    vllm: argparse.Namespace
+    gpu_ids: tuple[int, ...] | None
+    changed: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """One value that somebody gave, and how to name it in an error."""
+
+    source: str
+    value: Any
+
+    def __str__(self) -> str:
+        value = self.value
+        if isinstance(value, list):  # served model names, as they are written in argv
+            value = " ".join(value)
+        if isinstance(value, tuple):  # GPU numbers
+            value = json.dumps(value)
+        return f"{self.source} {value}"
+
+
+def parse(
+    framework_args: argparse.Namespace,
+    backend_argv: Sequence[str],
+    parser: argparse.ArgumentParser,
+) -> ParsedArguments:
+    """Parses `backend_argv` with vLLM's parser and merges what the framework gave.
+
+    Of `framework_args` it reads host, port, served_model_name (str or list), model_path and gpu_ids
+    (list or JSON string); an attribute that is missing or None is not given. The parser gains
+    iChat's flags, and can be used again.
+
+    Raises:
+        ArgumentsError: a flag is unknown, a value is wrong, two sources disagree, no model is
+            given, or this process cannot do what is asked.
+        InputMissingError: the file of `--config` cannot be read.
+        SystemExit: `--help` was asked for and printed.
+    """
+    _add_our_flags(parser)
+    namespace = _parse_strictly(parser, [str(token) for token in backend_argv])
+    positional = getattr(namespace, "model_tag", None)
+    for dest in _MERGED:
+        action = _action(parser, dest)
+        if action is not None:
+            given = list(_given(dest, namespace, framework_args, action))
+            setattr(namespace, dest, _agreed(dest, given) if given else _default(action))
+            if dest == "model" and not given:
+                raise ArgumentsError("no model given: --model-path or --model", code="no_model")
+    if positional is not None:
+        namespace.model_tag = namespace.model
+    given_ids = list(_given_gpu_ids(namespace, framework_args))
+    gpu_ids = _agreed("gpu_ids", given_ids) if given_ids else None
+    _remove_ours(namespace)
+    _refuse_impossible(namespace)
+    return ParsedArguments(namespace, gpu_ids, _changed(parser, namespace))
+
+
+# The parser ---------------------------------------------------------------------------------------
+
+
+def _action(parser: argparse.ArgumentParser, dest: str) -> argparse.Action | None:
+    return next((a for a in parser._actions if a.dest == dest and a.option_strings), None)
+
+
+def _our_dest(flag: str) -> str:
+    return _OURS + flag.lstrip("-").replace("-", "_")
+
+
+def _add_our_flags(parser: argparse.ArgumentParser) -> None:
+    """As real flags of the parser, so that spelling, `--config` and `--help` treat them alike."""
+    if GPU_IDS in parser._option_string_actions:
+        return
+    group = parser.add_argument_group("iChat", "iChat's standard arguments.")
+    for flag, dest in ALIASES.items():
+        target = _action(parser, dest)
+        if target is not None and flag not in parser._option_string_actions:
+            group.add_argument(
+                flag,
+                dest=_our_dest(flag),
+                type=target.type or str,
+                default=argparse.SUPPRESS,
+                help=f"The same as {target.option_strings[0]}.",
+            )
+    group.add_argument(
+        GPU_IDS,
+        dest=_our_dest(GPU_IDS),
+        type=_gpu_ids,
+        default=argparse.SUPPRESS,
+        help="JSON list of the GPUs to use, such as [0,1].",
+    )
+
+
+def _gpu_ids(value: Any) -> tuple[int, ...]:
+    """A JSON list, or a list already, as device numbers; argparse reports what is raised."""
+    ids = value
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            ids = json.loads(value)
+    is_list = isinstance(ids, list | tuple)
+    if not is_list or any(type(i) is not int or i < 0 for i in ids) or len(set(ids)) != len(ids):
+        raise argparse.ArgumentTypeError(
+            f"expected a JSON list of different GPU numbers without spaces, such as [0,1], "
+            f"got {value!r}"
+        )
+    return tuple(ids)
+
+
+def _parse_strictly(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    # argparse sets a default only where the attribute is absent: one that is still _NOT_GIVEN
+    # afterwards was given neither in argv nor in the --config file.
+    merged = {dest: _NOT_GIVEN for dest in _MERGED if _action(parser, dest)}
+    namespace = argparse.Namespace(**merged)
+    argv = _with_config_apart(argv)
+    if argv and argv[-1].startswith("--") and "." in argv[-1] and "=" not in argv[-1]:
+        # vLLM's parser would look past the end for the value of a dotted flag.
+        raise ArgumentsError(f"{argv[-1]}: expected a value")
+    path = config_path(argv)
+    if path is not None:
+        read_config(path)  # for its errors, which are clearer than those of vLLM's own reader
+    with _strict(parser) as extras:
+        try:
+            parser.parse_args(argv, namespace)
+        except ArgumentsError:
+            raise
+        except Exception as error:
+            # vLLM's own conversions raise whatever they meet.
+            raise ArgumentsError(f"the arguments cannot be parsed: {_words(error)}") from error
+    _refuse_unknown(parser, extras)
+    return namespace
+
+
+@contextlib.contextmanager
+def _strict(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
+    """While it lasts, errors are raised and only whole flags match; yields what is left over."""
+    extras: list[str] = []
+    parse_known_args = parser.parse_known_args
+    option_tuples: Callable[[str], list[Any]] = getattr(parser, "_get_option_tuples", lambda _: [])
+
+    def known(args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        namespace, rest = parse_known_args(args, namespace)
+        extras.extend(rest)
+        return namespace, []
+
+    def whole(option_string: str) -> list[Any]:
+        # allow_abbrev does not hold for `-t`, which would match `-tp`. What stays is `-n2`.
+        return [match for match in option_tuples(option_string) if len(match[1]) == len("-n")]
+
+    patches = {
+        "error": _raise,
+        "parse_known_args": known,
+        "_get_option_tuples": whole,
+        "allow_abbrev": False,
+    }
+    attributes = vars(parser)
+    saved = {name: attributes[name] for name in patches if name in attributes}
+    attributes.update(patches)
+    try:
+        yield extras
+    finally:
+        for name in patches:
+            del attributes[name]
+        attributes.update(saved)
+
+
+def _raise(message: str) -> NoReturn:
+    raise ArgumentsError(_one_line(message).removeprefix("argument "))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_PYDANTIC_LINK.sub("", text).split())
+
+
+def _words(error: Exception) -> str:
+    return _one_line(str(error)) or type(error).__name__
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, extras: list[str]) -> None:
+    # The value after an unknown flag is left over too, and is not worth naming.
+    unknown = dict.fromkeys(token.partition("=")[0] for token in extras if token.startswith("-"))
+    if unknown:
+        flags = "; ".join(f"unknown flag {flag}{_nearest(parser, flag)}" for flag in unknown)
+        raise ArgumentsError(flags, code="unknown_flag")
+    if extras:
+        raise ArgumentsError(
+            f"unexpected argument {extras[0]!r}", hint="only the model may be given without a flag"
+        )
+
+
+def _nearest(parser: argparse.ArgumentParser, flag: str) -> str:
+    known = [o for o in parser._option_string_actions if o.startswith(flag[:2]) or flag[1] != "-"]
+    near = difflib.get_close_matches(flag, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+# The --config file --------------------------------------------------------------------------------
+
+
+def _with_config_apart(argv: Iterable[str]) -> list[str]:
+    """`--config=FILE` as two tokens: vLLM silently reads no file from the joined form."""
+    apart: list[str] = []
+    for token in argv:
+        flag, equals, value = token.partition("=")
+        apart += [flag, value] if equals and flag == "--config" else [token]
+    return apart
+
+
+def config_path(argv: Iterable[str]) -> Path | None:
+    """The file that `--config` names, or None.
+
+    Raises:
+        ArgumentsError: it is given more than once, or without a file.
+    """
+    tokens = _with_config_apart(argv)
+    if "--config" not in tokens:
+        return None
+    if tokens.count("--config") > 1:
+        raise ArgumentsError("--config is given more than once", hint="join the files into one")
+    value = tokens[tokens.index("--config") + 1 :][:1]
+    if not value or value[0].startswith("-"):
+        raise ArgumentsError("--config: expected the path of a YAML file")
+    return Path(value[0])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The flags in a `--config` file, as written there.
+
+    Raises:
+        InputMissingError: the file cannot be read.
+        ArgumentsError: it is not YAML, or holds no keys.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise ArgumentsError(f"--config {path}: expected a file that ends in .yaml or .yml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputMissingError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ArgumentsError(f"--config {path}: not YAML: {_words(error)}") from error
+    if not isinstance(content, dict):
+        raise ArgumentsError(f"--config {path}: expected lines such as 'port: 8000'")
+    return content
+
+
+# Who gave what ------------------------------------------------------------------------------------
+
+
+def _given(
+    dest: str,
+    namespace: argparse.Namespace,
+    framework_args: argparse.Namespace,
+    action: argparse.Action,
+) -> Iterator[_Given]:
+    """Every value for one attribute, the one that wins first. A None is not given."""
+    flag = action.option_strings[0]
+    candidates = [(flag, getattr(namespace, dest))]
+    if dest == "model":
+        candidates.append(("the positional model", getattr(namespace, "model_tag", None)))
+    for alias, target in ALIASES.items():
+        if target == dest:
+            flag = alias
+            candidates.append((alias, getattr(namespace, _our_dest(alias), None)))
+    name = _FROM_FRAMEWORK.get(dest)
+    value = getattr(framework_args, name, None) if name else None
+    if value not in (None, "", []):
+        source = f"the framework's {flag}"
+        candidates.append((source, _convert(action, value, source)))
+    for source, value in candidates:
+        if value is not None and value is not _NOT_GIVEN:
+            yield _Given(source, value)
+
+
+def _given_gpu_ids(
+    namespace: argparse.Namespace, framework_args: argparse.Namespace
+) -> Iterator[_Given]:
+    if hasattr(namespace, _our_dest(GPU_IDS)):
+        yield _Given(GPU_IDS, getattr(namespace, _our_dest(GPU_IDS)))
+    value = getattr(framework_args, "gpu_ids", None)
+    if value is not None:
+        try:
+            yield _Given(f"the framework's {GPU_IDS}", _gpu_ids(value))
+        except argparse.ArgumentTypeError as error:
+            raise ArgumentsError(f"the framework's {GPU_IDS}: {error}") from error
+
+
+def _convert(action: argparse.Action, value: Any, source: str) -> Any:
+    """A framework's value as the parser would have made it of the text."""
+    kind = _kind(action)
+    try:
+        if action.nargs in ("+", "*"):
+            return [kind(str(item)) for item in ([value] if isinstance(value, str) else value)]
+        return kind(str(value))
+    except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+        raise ArgumentsError(f"{source}: invalid value {value!r}") from error
+
+
+def _agreed(dest: str, given: list[_Given]) -> Any:
+    first = given[0]
+    for other in given[1:]:
+        if not _same(dest, first.value, other.value):
+            raise ArgumentsError(
+                f"{first} and {other} are in conflict",
+                code="arguments_conflict",
+                hint="give one of them, or the same value to both",
+            )
+    if dest == "port" and not 0 <= first.value <= PORT_MAX:
+        raise ArgumentsError(f"{first}: expected a port from 0 to {PORT_MAX}")
+    return first.value
+
+
+def _same(dest: str, one: Any, other: Any) -> bool:
+    if dest in _PATHS:
+        one, other = os.path.normpath(one), os.path.normpath(other)
+    return bool(one == other)
+
+
+def _default(action: argparse.Action) -> Any:
+    """A default as it arrives in the namespace: argparse converts those that are strings."""
+    default = action.default
+    if isinstance(default, str) and default != argparse.SUPPRESS:
+        return _kind(action)(default)
+    return default
+
+
+def _kind(action: argparse.Action) -> Callable[[str], Any]:
+    return action.type if callable(action.type) else str
+
+
+def _remove_ours(namespace: argparse.Namespace) -> None:
+    for name in [name for name in vars(namespace) if name.startswith(_OURS)]:
+        delattr(namespace, name)
+
+
+# The result ---------------------------------------------------------------------------------------
+
+
+def _refuse_impossible(namespace: argparse.Namespace) -> None:
+    """What `vllm serve` can do, and one process with one API server cannot."""
+    several = getattr(namespace, "api_server_count", None)
+    refusals = (
+        (
+            getattr(namespace, "headless", False),
+            "--headless: this process always serves an API",
+            "start headless nodes with vLLM's own server",
+        ),
+        (
+            several not in (None, 1),
+            f"--api-server-count {several}: this process runs exactly one API server",
+            "leave it out, and start more workers for more throughput",
+        ),
+        (
+            getattr(namespace, "grpc", False),
+            "--grpc: this process serves HTTP only",
+            "leave it out, or use vLLM's own server",
+        ),
+        (
+            getattr(namespace, "grpc_port", None) is not None,
+            "--grpc-port: this process serves HTTP only",
+            "leave it out, or use vLLM's own server",
+        ),
+        (
+            getattr(namespace, "data_parallel_multi_port_external_lb", False),
+            "--data-parallel-multi-port-external-lb: this process serves on one port only",
+            "start one worker for each rank",
+        ),
+    )
+    for refused, message, hint in refusals:
+        if refused:
+            raise ArgumentsError(message, code="not_supported", hint=hint)
+
+
+def _changed(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> dict[str, Any]:
+    defaults = {a.dest: _default(a) for a in parser._actions if a.dest != "model_tag"}
+    return {
+        dest: _json_safe(value, defaults[dest])
+        for dest, value in vars(namespace).items()
+        if dest in defaults and not _equal(value, defaults[dest])
+    }
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # a foreign type's comparison may raise anything
+        return False
+
+
+def _json_safe(value: Any, default: Any = None) -> Any:
+    """The value for display; of one of vLLM's config objects only what differs from `default`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+        return {
+            name: _json_safe(item)
+            for name, item in fields.items()
+            if type(default) is not type(value) or not _equal(item, getattr(default, name, None))
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    # Of exactly these types: a subclass, such as an enum of integers, says more by its repr.
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float and math.isfinite(value):
+        return value
+    return repr(value)

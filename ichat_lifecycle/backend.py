@@ -1,0 +1,394 @@
+"""The iChat interface: `BaseBackend`, and `VLLMBackend`, which puts real ports behind a lifecycle.
+
+An iChat worker makes one, awaits `run()` in a task, and cancels that task to stop.
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import asyncio
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ichat_lifecycle.adapters.clock import SystemClock
+from ichat_lifecycle.adapters.engine_fork import serving_on
+from ichat_lifecycle.adapters.gate import Gate, Receive, Scope, Send
+from ichat_lifecycle.adapters.heartbeat import Heartbeat
+from ichat_lifecycle.adapters.probe import HttpProbe, Target
+from ichat_lifecycle.adapters.sockets import SocketBinder
+from ichat_lifecycle.adapters.uvicorn_server import UvicornServer
+from ichat_lifecycle.adapters.vllm_app import (
+    VllmAppBuilder,
+    api_keys,
+    ssl_refresher,
+    uvicorn_options,
+)
+from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
+from ichat_lifecycle.adapters.vllm_engine import VllmEngine
+from ichat_lifecycle.adapters.vllm_layout import Layout
+from ichat_lifecycle.adapters.watchdog import RpcWatchdog
+from ichat_lifecycle.arguments import ParsedArguments
+from ichat_lifecycle.config import Settings
+from ichat_lifecycle.control.app import build_control_app
+from ichat_lifecycle.control.desk import LoopDesk
+from ichat_lifecycle.control.server import ControlPlane
+from ichat_lifecycle.control.view import retry_after_s
+from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
+from ichat_lifecycle.lifecycle import Lifecycle
+from ichat_lifecycle.ports import Address, Companion, Ports
+from ichat_lifecycle.preflight import scan
+from ichat_lifecycle.redact import Secrets, redact
+
+
+class BaseBackend(abc.ABC):
+    """What an iChat worker needs of any backend.
+
+    Attributes:
+        server_ready: set exactly while the backend can be routed to.
+    """
+
+    server_ready: asyncio.Event
+
+    @abc.abstractmethod
+    def get_backend_args(self) -> argparse.Namespace:
+        """The backend's own arguments, parsed and validated."""
+
+    @abc.abstractmethod
+    async def run(self) -> None:
+        """Lives until stopped, cancelled or failed; then everything is released."""
+
+    @abc.abstractmethod
+    def cleanup(self) -> None:
+        """Asks for the end; safe at any time, any number of times."""
+
+    def is_server_ready(self) -> bool:
+        """Whether the backend can be routed to now."""
+        return self.server_ready.is_set()
+
+    async def wait_for_server_ready(self) -> None:
+        """Returns once the backend can be routed to."""
+        await self.server_ready.wait()
+
+
+def _print_raw(line: str) -> None:
+    """Where an embedding program has not said otherwise, the engine's lines go where its own do."""
+    os.write(_stderr_copy(), f"{line}\n".encode())
+
+
+_copy: list[int] = []
+
+
+def _stderr_copy() -> int:
+    # A copy: while an engine starts, descriptor 2 leads into our own pipe.
+    if not _copy:
+        _copy.append(os.dup(2))
+    return _copy[0]
+
+
+@dataclass(slots=True)
+class Options:
+    """What a worker may choose besides vLLM's arguments.
+
+    Attributes:
+        control_port: None for main port + 10000.
+        gateway: the Gateway's address; None for no heartbeat.
+        heartbeat_interval_s: seconds between two beats.
+        defer_parsing: parse in `run()`, off the loop, so that the control plane answers meanwhile.
+        log_config: Uvicorn's log configuration where vLLM is not asked for one; None for none.
+        engine_sink: gets each line that the engine's processes print, from a thread.
+        adopt_loggers: called, from a thread, each time that vLLM has configured its loggers.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    control_host: str = "127.0.0.1"
+    control_port: int | None = None
+    control_token: str | None = None
+    gateway: str | None = None
+    worker_id: str | None = None
+    heartbeat_interval_s: float = 10.0
+    defer_parsing: bool = False
+    log_config: Any = None
+    engine_sink: Callable[[str], None] = _print_raw
+    adopt_loggers: Callable[[], None] = lambda: None
+    announce: Callable[[str], None] = lambda url: None
+
+
+class VLLMBackend(BaseBackend):
+    """vLLM's OpenAI-compatible server in this process, with an explicit life.
+
+    Args:
+        framework_args: iChat's own arguments; `host`, `port`, `served_model_name`, `model_path` and
+            `gpu_ids` are merged into vLLM's where they are there.
+        backend_argv: vLLM's arguments, with iChat's standard ones mapped to them.
+        backend_ready_event: set exactly while the state is READY; a new one by default.
+        options: the rest.
+
+    Raises:
+        ArgumentsError: an argument is unknown, wrong or in conflict (unless parsing is deferred).
+        StartError: vLLM is missing or not supported, or this is a re-imported main module.
+    """
+
+    def __init__(
+        self,
+        framework_args: argparse.Namespace,
+        backend_argv: list[str],
+        backend_ready_event: asyncio.Event | None = None,
+        *,
+        options: Options | None = None,
+    ) -> None:
+        _refuse_in_engine_process()
+        self.options = options or Options()
+        self.server_ready = backend_ready_event or asyncio.Event()
+        self._scan = scan(framework_args, backend_argv)
+        self._arguments = VllmArguments(framework_args, backend_argv, self.options.adopt_loggers)
+        if not self.options.defer_parsing:
+            self._arguments.validate_now()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.secrets = Secrets()
+        self.secrets.collect_environment(os.environ)
+        self.secrets.add(self.options.control_token)
+        self.secrets.collect(backend_argv)
+        self._compose()
+
+    # --- composition
+
+    def _compose(self) -> None:
+        options = self.options
+        self.engine = VllmEngine(
+            lambda: self._parsed().vllm,
+            self._layout,
+            lambda: self._parsed().gpu_ids,
+            options.engine_sink,
+            options.adopt_loggers,
+        )
+        self.binder = SocketBinder(self._address)
+        heartbeat = self._heartbeat()
+        companions = (heartbeat,) if heartbeat else ()
+        self.lifecycle = Lifecycle(self._ports(companions), options.settings, self.server_ready)
+        if heartbeat:
+            self.lifecycle.listeners.append(heartbeat.changed)
+
+    def _ports(self, companions: tuple[Companion, ...]) -> Ports:
+        settings = self.options.settings
+        # The gate needs the lifecycle's snapshot, the lifecycle needs the server: hence lambdas.
+        self.gate = Gate(
+            lambda: self.lifecycle.snapshot,
+            self._answer_own_route,
+            lambda: retry_after_s(self.lifecycle),
+        )
+        builder = VllmAppBuilder(
+            self.engine,
+            lambda: self._parsed().vllm,
+            self._layout,
+            lambda fault: self.lifecycle.post_fault(fault),  # noqa: PLW0108  # it is made later
+        )
+        self.control = ControlPlane(
+            self._control_app,
+            self.options.control_host,
+            self.options.control_port,
+            None if self._scan.uds else self._scan.port,
+            self.options.announce,
+        )
+        return Ports(
+            arguments=self._arguments,
+            binder=self.binder,
+            engine=self.engine,
+            server=UvicornServer(self.gate, self._uvicorn_options, builder, self._ssl_refresher),
+            probe=HttpProbe(self._target, settings.warm_up),
+            watchdog=RpcWatchdog(self.engine.is_sleeping, settings.health),
+            clock=SystemClock(),
+            companions=(self.control, *companions),
+        )
+
+    def _heartbeat(self) -> Heartbeat | None:
+        if self.options.gateway is None:
+            return None
+        return Heartbeat(
+            self.options.gateway,
+            self._identity_for_gateway,
+            lambda: self.lifecycle.snapshot,
+            self._on_rejected,
+            self.options.heartbeat_interval_s,
+        )
+
+    def _on_rejected(self, message: str) -> None:
+        error = AddressError(message, code="model_name_taken")
+        self.lifecycle.fail(error)
+
+    def _control_app(self) -> Any:
+        desk = LoopDesk(self.lifecycle, self.engine, lambda: self._loop)
+        return build_control_app(
+            self.lifecycle, self, token=self.options.control_token, engine=desk, read_only=False
+        )
+
+    async def _answer_own_route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._read_only_app()(scope, receive, send)
+
+    def _read_only_app(self) -> Any:
+        # Made on first use: FastAPI's import is not for the time before the port answers.
+        if self._own_app is None:
+            desk = LoopDesk(self.lifecycle, self.engine, lambda: self._loop)
+            self._own_app = build_control_app(
+                self.lifecycle, self, token=None, engine=desk, read_only=True
+            )
+        return self._own_app
+
+    _own_app: Any = None
+
+    # --- what the ports ask
+
+    def _parsed(self) -> ParsedArguments:
+        assert self._arguments.parsed is not None, "arguments are validated before BOUND"
+        return self._arguments.parsed
+
+    def _layout(self) -> Layout:
+        assert self._arguments.layout is not None, "arguments are validated before BOUND"
+        return self._arguments.layout
+
+    def _address(self) -> Address:
+        args = self._parsed().vllm
+        if args.uds:
+            serving_on(args.uds)
+        return Address(
+            args.host or "", args.port, args.uds, bool(args.ssl_keyfile and args.ssl_certfile)
+        )
+
+    def _uvicorn_options(self) -> Mapping[str, Any]:
+        args, layout = self._parsed().vllm, self._layout()
+        self.gate.require_keys(api_keys(layout, args))
+        return uvicorn_options(layout, args, self.options.log_config)
+
+    def _ssl_refresher(self, config: Any) -> Any:
+        return ssl_refresher(self._layout(), self._parsed().vllm, config)
+
+    def _target(self) -> Target:
+        args = self._parsed().vllm
+        names = args.served_model_name
+        keys = api_keys(self._layout(), args)
+        cert = (args.ssl_certfile, args.ssl_keyfile) if args.ssl_certfile else None
+        return Target(
+            self.binder.bound or self._address(),
+            names[0] if names else args.model,
+            self.engine.tasks,
+            self.gate.pass_token,
+            keys[0] if keys else None,
+            cert,
+        )
+
+    def _identity_for_gateway(self) -> Mapping[str, Any]:
+        host = self._scan.host or "0.0.0.0"
+        advertised = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+        port = self.binder.bound.port if self.binder.bound else self._scan.port
+        return {
+            "worker_id": self.options.worker_id or f"{socket.gethostname()}-{os.getpid()}",
+            "model_name": self.model,
+            "model_path": self.model_path,
+            "backend": "vllm",
+            "host": advertised,
+            "port": port,
+        }
+
+    # --- what the control plane shows (control.view.Identity)
+
+    @property
+    def model(self) -> str:
+        """The name that requests use."""
+        parsed = self._arguments.parsed
+        if parsed is None:
+            return self._scan.served_model_name or self._scan.model or ""
+        names = parsed.vllm.served_model_name
+        return str(names[0] if names else parsed.vllm.model)
+
+    @property
+    def model_path(self) -> str:
+        """The model as it was given; "" until parsed where only vLLM's parser can tell."""
+        parsed = self._arguments.parsed
+        return str(parsed.vllm.model) if parsed else self._scan.model or ""
+
+    @property
+    def vllm_version(self) -> str | None:
+        """vLLM's version; None until it is imported."""
+        layout = self._arguments.layout
+        return layout.version if layout else None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """vLLM's arguments that differ from its defaults, secrets redacted."""
+        parsed = self._arguments.parsed
+        return dict(redact(parsed.changed)) if parsed else {}
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests accepted and not yet answered in full."""
+        return self.gate.in_flight
+
+    # --- BaseBackend
+
+    def get_backend_args(self) -> argparse.Namespace:
+        """vLLM's namespace, parsed and validated.
+
+        Raises:
+            ArgumentsError: parsing was deferred and has not happened yet.
+        """
+        if self._arguments.parsed is None:
+            raise ArgumentsError("the arguments are not parsed yet; run() does it")
+        return self._arguments.parsed.vllm
+
+    async def run(self) -> None:
+        """Drives bind, start_engine, serve, become_ready; supervises; releases everything.
+
+        Returns after a stop that was asked for. Cancelling it stops gracefully.
+
+        Raises:
+            LifecycleError: the first cause of the end.
+            asyncio.CancelledError: it was cancelled; the stop is complete by then.
+        """
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self.lifecycle.run()
+        finally:
+            self._loop = None
+
+    def cleanup(self) -> None:
+        """Asks for a graceful stop; safe at any time, from any thread, any number of times."""
+        self.lifecycle.ask_to_stop("cleanup()")
+
+    async def wait_for_server_ready(self) -> None:
+        """Returns once the state is READY.
+
+        Raises:
+            LifecycleError: the life ended before it ever was.
+        """
+        ready = asyncio.create_task(self.server_ready.wait())
+        ended = asyncio.create_task(self.lifecycle.ended())
+        try:
+            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            ended.cancel()
+        if not self.server_ready.is_set():
+            reason = self.lifecycle.snapshot.reason
+            raise LifecycleError(
+                "the backend ended before it was ready",
+                root_cause=reason.message if reason else None,
+            )
+
+
+def _refuse_in_engine_process() -> None:
+    """The engine's processes import the main module again, by `spawn`."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise LifecycleError(
+            f"{sys.argv[0]}: the main module starts a backend when it is imported",
+            code="main_not_guarded",
+            hint="put the program's start under: if __name__ == '__main__':",
+        )

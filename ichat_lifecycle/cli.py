@@ -1,0 +1,165 @@
+"""The command line. Light on imports: the engine's processes import this module again."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from ichat_lifecycle.config import Settings
+
+PROGRAM = "ichat-lifecycle"
+PORT_MAX = 65535
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Runs one command; never returns. Exit codes: see the README."""
+    # From the first moment on, a signal before anything has started is a clean end.
+    signal.signal(signal.SIGTERM, _end_before_start)
+    signal.signal(signal.SIGINT, _end_before_start)
+    args, rest = build_parser().parse_known_args(argv)
+    if rest and args.command != "serve":
+        build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    sys.exit(args.run(args, rest))
+
+
+def _end_before_start(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of our own flags; `serve` hands everything else to vLLM's parser."""
+    parser = argparse.ArgumentParser(
+        PROGRAM, description="Run an LLM server with an explicit life.", allow_abbrev=False
+    )
+    from ichat_lifecycle import __version__
+
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    demo = commands.add_parser("demo-model", help="make a tiny model to try things with")
+    demo.add_argument("directory", type=Path)
+    demo.set_defaults(run=_demo_model)
+    docs = commands.add_parser("docs", help="write or check the generated parts of states.md")
+    which = docs.add_mutually_exclusive_group(required=True)
+    which.add_argument("--write", type=Path, metavar="FILE")
+    which.add_argument("--check", type=Path, metavar="FILE")
+    docs.set_defaults(run=_docs)
+    return parser
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="run one worker in the foreground",
+        description="Run one worker in the foreground. The flags below are ours; --model-path, "
+        "--tokenizer-path, --context-length and --gpu-ids are iChat's names for vLLM's; and every "
+        "flag of `vllm serve` is taken as it is.",
+        epilog="exit codes: 0 stopped as asked, 2 arguments, 66 model missing, 69 address taken, "
+        "70 engine start failed, 71 memory or another limit, 75 engine died, 124 stop forced",
+        allow_abbrev=False,
+    )
+    control = serve.add_argument_group("control plane")
+    control.add_argument("--control-host", default="127.0.0.1", help="default: %(default)s")
+    control.add_argument("--control-port", type=_port, help="default: main port + 10000")
+    control.add_argument(
+        "--control-token",
+        help="allows POST on the control plane; or ICHAT_LIFECYCLE_CONTROL_TOKEN, which is not "
+        "seen in the process list",
+    )
+    gateway = serve.add_argument_group("gateway")
+    gateway.add_argument("--gateway-address", help="send heartbeats there; default: none")
+    gateway.add_argument("--worker-id", help="default: host name and pid")
+    gateway.add_argument(
+        "--heartbeat-interval", type=_positive, default=10.0, help="seconds; default: %(default)s"
+    )
+    lifecycle = serve.add_argument_group("lifecycle")
+    lifecycle.add_argument(
+        "--lifecycle-config", metavar="FILE", help="YAML with deadlines, intervals and budgets"
+    )
+    lifecycle.add_argument(
+        "--set",
+        action="append",
+        metavar="SECTION.KEY=VALUE",
+        help="one value of that file, such as health.interval=5; can be repeated",
+    )
+    logs = serve.add_argument_group("logs")
+    logs.add_argument(
+        "--log-format",
+        choices=("auto", "json", "console"),
+        default="auto",
+        help="default: console in a terminal, else JSON lines",
+    )
+    logs.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="default: %(default)s",
+    )
+    serve.set_defaults(run=_serve)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= PORT_MAX:
+        raise argparse.ArgumentTypeError(f"{port} is not between 0 and {PORT_MAX}")
+    return port
+
+
+def _positive(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
+    return seconds
+
+
+def _serve(args: argparse.Namespace, rest: list[str]) -> int:
+    from ichat_lifecycle.errors import LifecycleError, report
+
+    try:
+        settings = _check(args, rest)
+    except LifecycleError as error:
+        return report(error)
+    from ichat_lifecycle.worker import end_process, serve
+
+    end_process(serve(args, rest, settings))
+
+
+def _check(args: argparse.Namespace, rest: list[str]) -> Settings:
+    """What can be known before vLLM's import, which takes seconds, is told before it."""
+    from ichat_lifecycle.config import load_settings
+    from ichat_lifecycle.preflight import check_address, check_model, scan
+
+    path = Path(args.lifecycle_config) if args.lifecycle_config else None
+    settings = load_settings(path, args.set or ())
+    found = scan(args, rest)
+    check_model(found)
+    check_address(found)
+    return settings
+
+
+def _demo_model(args: argparse.Namespace, _: list[str]) -> int:
+    from ichat_lifecycle.demo_model import make_demo_model
+
+    try:
+        make_demo_model(args.directory)
+    except (OSError, RuntimeError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 66 if isinstance(error, OSError) else 70
+    return 0
+
+
+def _docs(args: argparse.Namespace, _: list[str]) -> int:
+    from ichat_lifecycle.docs import check, write
+
+    if args.write:
+        write(args.write)
+        return 0
+    if drift := check(args.check):
+        print(f"{PROGRAM}: {args.check}: {drift}; run: make docs", file=sys.stderr)
+        return 1
+    return 0

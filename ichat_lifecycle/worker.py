@@ -1,0 +1,127 @@
+"""The worker: arguments in, exit code out. A backend, signals, logs and a terminal, put together.
+
+Importing this takes a second; `cli` checks first what can be checked without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import NoReturn, TextIO
+
+import structlog
+
+from ichat_lifecycle.adapters import logs
+from ichat_lifecycle.adapters.last_resort import LastResort
+from ichat_lifecycle.adapters.signals import StopSignals
+from ichat_lifecycle.adapters.terminal import LiveView
+from ichat_lifecycle.backend import Options, VLLMBackend
+from ichat_lifecycle.config import Settings
+from ichat_lifecycle.errors import ExitCode, LifecycleError, report
+from ichat_lifecycle.journal import Snapshot
+from ichat_lifecycle.lifecycle import Lifecycle
+from ichat_lifecycle.start_history import StartHistory
+
+log = structlog.get_logger("ichat_lifecycle")
+
+# How much later than the computed bound the last resort strikes: the event loop's own end.
+LAST_RESORT_MARGIN_S = 3.0
+
+TOKEN_VARIABLE = "ICHAT_LIFECYCLE_CONTROL_TOKEN"
+
+
+def serve(framework: argparse.Namespace, backend_argv: list[str], settings: Settings) -> int:
+    """Runs one worker to its end.
+
+    Args:
+        framework: our own flags, as `cli` parsed them.
+        backend_argv: everything else: vLLM's flags and iChat's standard ones.
+
+    Returns:
+        the exit code; see errors.ExitCode.
+    """
+    stream = logs.own_stderr()
+    try:
+        backend = VLLMBackend(framework, backend_argv, options=_options(framework, settings))
+        with _logging(framework, backend, stream):
+            return _run(backend, settings, stream)
+    except LifecycleError as error:
+        return report(error, stream)
+
+
+def _options(given: argparse.Namespace, settings: Settings) -> Options:
+    return Options(
+        settings=settings,
+        control_host=given.control_host,
+        control_port=given.control_port,
+        control_token=given.control_token or os.environ.get(TOKEN_VARIABLE),
+        gateway=given.gateway_address,
+        worker_id=given.worker_id,
+        heartbeat_interval_s=given.heartbeat_interval,
+        defer_parsing=True,
+        engine_sink=logs.log_engine_line,
+        adopt_loggers=lambda: logs.adopt("vllm", "uvicorn", "uvicorn.error", "uvicorn.access"),
+        announce=lambda url: log.info("control_plane", url=url),
+    )
+
+
+@contextlib.contextmanager
+def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) -> Iterator[None]:
+    """JSON lines, or text; in a terminal with the live view below it."""
+    as_json = given.log_format == "json" or (given.log_format == "auto" and not stream.isatty())
+    lifecycle = backend.lifecycle
+    with contextlib.ExitStack() as stack:
+        target: logs.Writable = stream
+        if not as_json and stream.isatty():
+            view = LiveView(stream, lambda: lifecycle.snapshot, lifecycle.monotonic)
+            lifecycle.listeners.append(view.changed)
+            target = stack.enter_context(view)
+        logs.configure(target, as_json=as_json, scrub=backend.secrets.scrub, level=given.log_level)
+        yield
+        logging.getLogger().handlers.clear()
+
+
+def _run(backend: VLLMBackend, settings: Settings, stream: TextIO) -> int:
+    last_resort = LastResort(
+        settings.stop_bound + LAST_RESORT_MARGIN_S, backend.engine.kill, stream
+    )
+    StopSignals(backend.lifecycle.ask_to_stop, last_resort.arm).install()
+    _keep_start_times(backend.lifecycle, backend.model_path)
+    try:
+        asyncio.run(backend.run())
+    except Exception as error:
+        return report(error, stream)
+    finally:
+        last_resort.disarm()
+    return int(ExitCode.OK)
+
+
+def _keep_start_times(lifecycle: Lifecycle, key: str) -> None:
+    """Expects what earlier starts of this model took, and records this one."""
+    history = StartHistory()
+    lifecycle.recorder.expect(history.expected_s(key))
+
+    def record(snapshot: Snapshot) -> None:
+        ended = snapshot.progress.ended_mono_s
+        if snapshot.ready and not snapshot.restarts and ended is not None:
+            lifecycle.listeners.remove(record)
+            history.record(key, ended - snapshot.progress.began_mono_s)
+
+    lifecycle.listeners.append(record)
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends the process at once.
+
+    Everything of ours is released by now. The interpreter's own end would wait for a thread that is
+    stuck in an import, and takes seconds to take torch apart.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
