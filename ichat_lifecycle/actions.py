@@ -9,6 +9,7 @@ import structlog
 
 from ichat_lifecycle.bounds import error_of, race
 from ichat_lifecycle.config import Settings
+from ichat_lifecycle.errors import EngineDiedError
 from ichat_lifecycle.ports import FaultReport, PhaseReport, Ports, VerdictReport
 from ichat_lifecycle.resources import Released, ResourceStack
 
@@ -79,6 +80,12 @@ class Actions:
     async def restart_engine(self) -> None:
         await self._cut()
         await self._resources.release_above(SERVER, self._on_released)
+        if self._resources.lost:
+            lost = ", ".join(self._resources.lost)
+            raise EngineDiedError(
+                f"not released in time: {lost}; a new engine beside it would fail",
+                code="engine_not_released",
+            )
 
     async def stop(self) -> None:
         """Drains, then releases everything. Raises nothing: each error is reported."""

@@ -82,12 +82,14 @@ def parse(
     framework_args: argparse.Namespace,
     backend_argv: Sequence[str],
     parser: argparse.ArgumentParser,
+    also_known: Sequence[str] = (),
 ) -> ParsedArguments:
     """Parses `backend_argv` with vLLM's parser and merges what the framework gave.
 
     Of `framework_args` it reads host, port, served_model_name (str or list), model_path and gpu_ids
     (list or JSON string); an attribute that is missing or None is not given. The parser gains
-    iChat's flags, and can be used again.
+    iChat's flags, and can be used again. `also_known` are flags of others, to suggest where one is
+    mistyped.
 
     Raises:
         ArgumentsError: a flag is unknown, a value is wrong, two sources disagree, no model is
@@ -96,7 +98,7 @@ def parse(
         SystemExit: `--help` was asked for and printed.
     """
     _add_our_flags(parser)
-    namespace = _parse_strictly(parser, [str(token) for token in backend_argv])
+    namespace = _parse_strictly(parser, [str(token) for token in backend_argv], also_known)
     positional = getattr(namespace, "model_tag", None)
     for dest in _MERGED:
         action = _action(parser, dest)
@@ -118,7 +120,7 @@ def parse(
 
 
 def _action(parser: argparse.ArgumentParser, dest: str) -> argparse.Action | None:
-    return next((a for a in parser._actions if a.dest == dest and a.option_strings), None)
+    return next((a for a in parser._actions if a.dest == dest), None)
 
 
 def _our_dest(flag: str) -> str:
@@ -164,7 +166,9 @@ def _gpu_ids(value: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _parse_strictly(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+def _parse_strictly(
+    parser: argparse.ArgumentParser, argv: list[str], also_known: Sequence[str]
+) -> argparse.Namespace:
     # argparse sets a default only where the attribute is absent: one that is still _NOT_GIVEN
     # afterwards was given neither in argv nor in the --config file.
     merged = {dest: _NOT_GIVEN for dest in _MERGED if _action(parser, dest)}
@@ -184,7 +188,7 @@ def _parse_strictly(parser: argparse.ArgumentParser, argv: list[str]) -> argpars
         except Exception as error:
             # vLLM's own conversions raise whatever they meet.
             raise ArgumentsError(f"the arguments cannot be parsed: {_words(error)}") from error
-    _refuse_unknown(parser, extras)
+    _refuse_unknown([*parser._option_string_actions, *also_known], extras)
     return namespace
 
 
@@ -233,11 +237,11 @@ def _words(error: Exception) -> str:
     return _one_line(str(error)) or type(error).__name__
 
 
-def _refuse_unknown(parser: argparse.ArgumentParser, extras: list[str]) -> None:
+def _refuse_unknown(known: Sequence[str], extras: list[str]) -> None:
     # The value after an unknown flag is left over too, and is not worth naming.
     unknown = dict.fromkeys(token.partition("=")[0] for token in extras if token.startswith("-"))
     if unknown:
-        flags = "; ".join(f"unknown flag {flag}{_nearest(parser, flag)}" for flag in unknown)
+        flags = "; ".join(f"unknown flag {flag}{_nearest(known, flag)}" for flag in unknown)
         raise ArgumentsError(flags, code="unknown_flag")
     if extras:
         raise ArgumentsError(
@@ -245,8 +249,9 @@ def _refuse_unknown(parser: argparse.ArgumentParser, extras: list[str]) -> None:
         )
 
 
-def _nearest(parser: argparse.ArgumentParser, flag: str) -> str:
-    known = [o for o in parser._option_string_actions if o.startswith(flag[:2]) or flag[1] != "-"]
+def _nearest(known: Sequence[str], flag: str) -> str:
+    if flag.startswith("--"):  # a short flag is never what a long one was meant to be
+        known = [option for option in known if option.startswith("--")]
     near = difflib.get_close_matches(flag, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -275,7 +280,7 @@ def config_path(argv: Iterable[str]) -> Path | None:
     if tokens.count("--config") > 1:
         raise ArgumentsError("--config is given more than once", hint="join the files into one")
     value = tokens[tokens.index("--config") + 1 :][:1]
-    if not value or value[0].startswith("-"):
+    if not value:
         raise ArgumentsError("--config: expected the path of a YAML file")
     return Path(value[0])
 
@@ -438,7 +443,7 @@ def _changed(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> 
 
 def _equal(one: Any, other: Any) -> bool:
     try:
-        return type(one) is type(other) and bool(one == other)
+        return bool(one == other)
     except Exception:  # a foreign type's comparison may raise anything
         return False
 
@@ -450,7 +455,7 @@ def _json_safe(value: Any, default: Any = None) -> Any:
         return {
             name: _json_safe(item)
             for name, item in fields.items()
-            if type(default) is not type(value) or not _equal(item, getattr(default, name, None))
+            if not _equal(item, getattr(default, name, _NOT_GIVEN))
         }
     if isinstance(value, Mapping):
         return {str(key): _json_safe(item) for key, item in value.items()}

@@ -76,21 +76,6 @@ class BaseBackend(abc.ABC):
         await self.server_ready.wait()
 
 
-def _print_raw(line: str) -> None:
-    """Where an embedding program has not said otherwise, the engine's lines go where its own do."""
-    os.write(_stderr_copy(), f"{line}\n".encode())
-
-
-_copy: list[int] = []
-
-
-def _stderr_copy() -> int:
-    # A copy: while an engine starts, descriptor 2 leads into our own pipe.
-    if not _copy:
-        _copy.append(os.dup(2))
-    return _copy[0]
-
-
 @dataclass(slots=True)
 class Options:
     """What a worker may choose besides vLLM's arguments.
@@ -101,8 +86,10 @@ class Options:
         heartbeat_interval_s: seconds between two beats.
         defer_parsing: parse in `run()`, off the loop, so that the control plane answers meanwhile.
         log_config: Uvicorn's log configuration where vLLM is not asked for one; None for none.
-        engine_sink: gets each line that the engine's processes print, from a thread.
+        engine_sink: gets each line that the engine's processes print, from a thread; by default
+            they go to stderr as they are.
         adopt_loggers: called, from a thread, each time that vLLM has configured its loggers.
+        known_flags: flags of the embedding program, to suggest where one is mistyped.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -114,9 +101,10 @@ class Options:
     heartbeat_interval_s: float = 10.0
     defer_parsing: bool = False
     log_config: Any = None
-    engine_sink: Callable[[str], None] = _print_raw
+    engine_sink: Callable[[str], None] | None = None
     adopt_loggers: Callable[[], None] = lambda: None
     announce: Callable[[str], None] = lambda url: None
+    known_flags: tuple[str, ...] = ()
 
 
 class VLLMBackend(BaseBackend):
@@ -146,7 +134,9 @@ class VLLMBackend(BaseBackend):
         self.options = options or Options()
         self.server_ready = backend_ready_event or asyncio.Event()
         self._scan = scan(framework_args, backend_argv)
-        self._arguments = VllmArguments(framework_args, backend_argv, self.options.adopt_loggers)
+        self._arguments = VllmArguments(
+            framework_args, backend_argv, self.options.adopt_loggers, self.options.known_flags
+        )
         if not self.options.defer_parsing:
             self._arguments.validate_now()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -285,6 +275,8 @@ class VLLMBackend(BaseBackend):
         host = self._scan.host or "0.0.0.0"
         advertised = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
         port = self.binder.bound.port if self.binder.bound else self._scan.port
+        if self._scan.uds:
+            advertised, port = f"unix:{self._scan.uds}", 0
         return {
             "worker_id": self.options.worker_id or f"{socket.gethostname()}-{os.getpid()}",
             "model_name": self.model,
@@ -388,7 +380,7 @@ def _refuse_in_engine_process() -> None:
     """The engine's processes import the main module again, by `spawn`."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise LifecycleError(
-            f"{sys.argv[0]}: the main module starts a backend when it is imported",
+            f"{sys.argv[0]} starts a backend when it is imported, as the engine's processes do; "
+            "put its start under: if __name__ == '__main__':",
             code="main_not_guarded",
-            hint="put the program's start under: if __name__ == '__main__':",
         )

@@ -6,6 +6,7 @@ vLLM's own error says "See root cause above": the cause stands only in a child's
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from ichat_lifecycle.errors import (
     LimitError,
     StartError,
 )
+
+CAUSE_LIMIT = 600  # characters; vLLM's list of the architectures that it knows has 10 000
 
 # "ValueError: text" at the start of a line, after vLLM's own prefix of process, level and place.
 _PREFIX = re.compile(r"^(\([^)]*\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
@@ -42,8 +45,14 @@ def _kind(pattern: str, error: type[LifecycleError], code: str, hint: str) -> Ki
 
 KINDS = (
     _kind(
-        r"out of memory|MemoryError|memory utilization|available memory|kv cache.*(memory|needed)"
-        r"|Cannot allocate memory|No available memory",
+        r"KV cache is needed|No available memory for the cache",
+        LimitError,
+        "kv_cache_too_small",
+        "raise --gpu-memory-utilization or VLLM_CPU_KVCACHE_SPACE, or lower --max-model-len",
+    ),
+    _kind(
+        r"out of memory|MemoryError|memory utilization|available memory|kv cache.*memory"
+        r"|Cannot allocate memory",
         LimitError,
         "out_of_memory",
         "lower --gpu-memory-utilization, --max-model-len or VLLM_CPU_KVCACHE_SPACE, or free memory",
@@ -56,7 +65,9 @@ KINDS = (
     ),
     _kind(
         r"No such file or directory|does not appear to have a file named|Repository Not Found"
-        r"|is not a valid model identifier|Can't load tokenizer|couldn't connect to .*huggingface",
+        r"|is not a valid model identifier|Can't load tokenizer|couldn't connect to .*huggingface"
+        r"|LocalEntryNotFoundError|Invalid repository ID or local directory"
+        r"|Cannot find any model weights",
         InputMissingError,
         "input_missing",
         "check --model-path; offline, the model has to be a complete local directory",
@@ -68,7 +79,13 @@ KINDS = (
         "make the model's files readable for this user",
     ),
     _kind(
-        r"validation error for|greater than the derived max_model_len|must be divisible",
+        r"Model architectures .* are not supported|does not recognize this architecture",
+        StartError,
+        "model_unsupported",
+        "this vLLM does not know the model's architecture: a newer one may",
+    ),
+    _kind(
+        r"validation errors? for|greater than the derived max_model_len|must be divisible",
         ArgumentsError,
         "bad_engine_arguments",
         "change the argument that the message names",
@@ -93,14 +110,15 @@ def start_error(error: BaseException, lines: Sequence[str]) -> LifecycleError:
     echo = any(text in own for text in _ECHOES)
     cause = (first_cause(lines) if echo else own) or own
     flat = " ".join(cause.split())
+    shown = textwrap.shorten(flat, CAUSE_LIMIT, placeholder=" …")
     for kind in KINDS:
         if kind.pattern.search(flat):
             return kind.error(
-                "the engine could not start", code=kind.code, hint=kind.hint, root_cause=flat
+                "the engine could not start", code=kind.code, hint=kind.hint, root_cause=shown
             )
     return StartError(
         "the engine could not start",
         code="engine_start_failed",
-        root_cause=flat,
+        root_cause=shown,
         hint="the engine's own log lines above have the details",
     )

@@ -22,6 +22,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _end_before_start)
     signal.signal(signal.SIGINT, _end_before_start)
     args, rest = build_parser().parse_known_args(argv)
+    if args.command != "serve":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if rest and args.command != "serve":
         build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
     sys.exit(args.run(args, rest))
@@ -89,13 +92,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     logs = serve.add_argument_group("logs")
     logs.add_argument(
-        "--log-format",
+        "--lifecycle-log-format",
         choices=("auto", "json", "console"),
         default="auto",
         help="default: console in a terminal, else JSON lines",
     )
     logs.add_argument(
-        "--log-level",
+        "--lifecycle-log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
         help="default: %(default)s",
@@ -126,7 +129,15 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
         return report(error)
     from ichat_lifecycle.worker import end_process, serve
 
-    end_process(serve(args, rest, settings))
+    end_process(serve(args, rest, settings, serve_flags()))
+
+
+def serve_flags() -> tuple[str, ...]:
+    """Our own flags of `serve`, to suggest where one is mistyped."""
+    parser = argparse.ArgumentParser(add_help=False)
+    _add_serve(parser.add_subparsers())
+    (serve,) = (a.choices["serve"] for a in parser._actions if isinstance(a.choices, dict))
+    return tuple(flag for flag in serve._option_string_actions if flag.startswith("--"))
 
 
 def _check(args: argparse.Namespace, rest: list[str]) -> Settings:

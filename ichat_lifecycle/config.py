@@ -19,7 +19,8 @@ Seconds = float
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # No infinite deadline: it is none, and the last resort's thread cannot wait for it.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Start(_Section):
@@ -65,7 +66,7 @@ class Stop(_Section):
     """Deadlines of a stop, one per stage: their sum is the longest possible stop."""
 
     cancel: Seconds = Field(1, gt=0, description="an interrupted action's own clean-up")
-    drain: Seconds = Field(15, ge=0, description="running requests may finish")
+    drain: Seconds = Field(12, ge=0, description="running requests may finish")
     cut: Seconds = Field(1, gt=0, description="ending the rest with an explicit error")
     watchdog: Seconds = Field(1, gt=0, description="stopping the watchdog")
     app: Seconds = Field(2, gt=0, description="shutting vLLM's app down")
@@ -142,7 +143,8 @@ def _line_of(text: str, location: Iterable[Any]) -> int:
     return line
 
 
-def _assign(data: dict[str, Any], assignment: str) -> None:
+def _assign(data: dict[str, Any], assignment: str) -> tuple[str, str]:
+    """Puts one assignment into the data; says the section and the key that it was for."""
     name, equals, value = assignment.partition("=")
     section, dot, key = name.partition(".")
     if not equals or not dot or not key:
@@ -152,7 +154,13 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
     inner = data.setdefault(section, {})
     if not isinstance(inner, dict):
         raise ArgumentsError(f"--set {assignment}: {section!r} is not a section")
-    inner[key] = yaml.safe_load(value)
+    try:
+        inner[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ArgumentsError(
+            f"--set {assignment}: not YAML: {' '.join(str(error).split())}"
+        ) from error
+    return section, key
 
 
 def load_settings(path: Path | None = None, assignments: Iterable[str] = ()) -> Settings:
@@ -170,20 +178,17 @@ def load_settings(path: Path | None = None, assignments: Iterable[str] = ()) -> 
             data = yaml.safe_load(text) or {}
         except OSError as error:
             raise InputMissingError(f"--lifecycle-config {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ArgumentsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ArgumentsError(f"{path}:1: expected sections such as 'health:' at the top level")
-    from_file = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
-    for assignment in assignments:
-        _assign(from_file, assignment)
+    merged = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
+    assigned = {_assign(merged, assignment) for assignment in assignments}
     try:
-        return Settings.model_validate(from_file)
+        return Settings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        section, key = (*first["loc"], None)[:2]
-        in_file = isinstance(data.get(section), dict) and key in data[section]
-        where = (
-            f"{path}:{_line_of(text, first['loc'])}: " if in_file or section in data else "--set "
-        )
+        location = first["loc"]
+        in_file = location[0] in data and location[:2] not in assigned
+        where = f"{path}:{_line_of(text, location)}: " if in_file else "--set "
         raise ArgumentsError(where + _complaint(first)) from None

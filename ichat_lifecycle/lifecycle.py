@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from ichat_lifecycle.actions import SERVER, SOCKET, Actions
+from ichat_lifecycle.actions import ENGINE, SERVER, SOCKET, Actions
 from ichat_lifecycle.bounds import race
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import (
@@ -56,6 +56,8 @@ class Lifecycle:
         self.resources = ResourceStack()
         self.recorder = Recorder(ports.clock, ready_event or asyncio.Event())
         self.reason: Reason | None = None
+        # Called at once in the asker's own thread: a loop that is blocked hears of no stop.
+        self.stop_hooks: list[Callable[[], None]] = []
         self._ports = ports
         self._hurry = asyncio.Event()
         self._stop_asked = asyncio.Event()
@@ -99,6 +101,8 @@ class Lifecycle:
 
     def ask_to_stop(self, cause: str, *, now: bool = False) -> None:
         """Asks for a graceful stop; with `now`, for one without a drain. Asking again is safe."""
+        for hook in tuple(self.stop_hooks):
+            hook()
         self._on_loop(self._latch_stop, cause, now)
 
     def post_fault(self, fault: Fault) -> None:
@@ -197,6 +201,11 @@ class Lifecycle:
         kind = EngineDiedError if self.snapshot.ever_ready else StartError
         fault = self._fault
         return kind(fault.message, code=fault.code, hint=fault.hint, root_cause=fault.root_cause)
+
+    @property
+    def engine_lost(self) -> bool:
+        """Whether the engine has been released, in full or in part."""
+        return ENGINE not in self.resources.names or bool(self.resources.lost)
 
     def forget_fault(self) -> None:
         """The engine that had the fault is being replaced."""
@@ -330,7 +339,7 @@ class Lifecycle:
                 case State.PARSED:
                     await self._advance(Trigger.BIND, start.bind_timeout)
                 case State.BOUND:
-                    await self._advance(Trigger.START_ENGINE, start.engine_timeout)
+                    await self._start_engine(start.engine_timeout)
                 case State.ENGINE_UP:
                     self.report_phase("building_app")
                     await self._advance(Trigger.SERVE, start.serve_timeout)
@@ -346,6 +355,20 @@ class Lifecycle:
             self.resources.push(companion.name, companion.stop, self.settings.stop.companion)
             what = f"starting the {companion.name}"
             await self.bounded(companion.start(), self.settings.start.bind_timeout, what)
+
+    async def _start_engine(self, deadline_s: float) -> None:
+        try:
+            await self._advance(Trigger.START_ENGINE, deadline_s)
+        except LifecycleError as error:
+            if not self.snapshot.ever_ready:
+                raise
+            # A restart that fails is still the end of an engine that has served.
+            raise EngineDiedError(
+                f"the engine could not be restarted: {error.message}",
+                code=error.code,
+                hint=error.hint,
+                root_cause=error.root_cause,
+            ) from error
 
     async def _prove_readiness(self) -> None:
         self.report_phase("waiting_for_health")

@@ -68,7 +68,13 @@ class ResourceStack:
         began = loop.time()
         task = loop.create_task(_call(held.release), name=f"release-{held.name}")
         error: BaseException | None
-        if await race(task, held.deadline_s):
+        try:
+            ended = await race(task, held.deadline_s)
+        except asyncio.CancelledError:
+            # It goes on: whoever releases next waits for it, instead of taking it for done.
+            self.push(held.name, lambda: task, held.deadline_s)
+            raise
+        if ended:
             error = error_of(task)
         else:
             task.cancel()

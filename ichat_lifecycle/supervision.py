@@ -112,9 +112,10 @@ class Supervisor:
     async def _judge(self, verdict: Verdict) -> None:
         self._life.recorder.publish(last_verdict=verdict)
         healthy = verdict.kind is VerdictKind.HEALTHY
-        self._misses = self._misses + 1 if verdict.kind is VerdictKind.MISSED else 0
+        missed = verdict.kind is VerdictKind.MISSED
+        self._misses = self._misses + 1 if missed else 0
         self._count(self._streak + 1 if healthy else 0)
-        (log.debug if healthy else log.warning)(
+        (log.warning if missed else log.info)(
             "verdict",
             kind=verdict.kind.value,
             latency_s=verdict.latency_s,
@@ -155,7 +156,8 @@ class Supervisor:
             self._count(0)
             self._life.reason = reason
             await self._life.fire(Trigger.DEGRADE)
-            self._ports.watchdog.pace(self._health.recovery_interval)
+            if reason is not ASLEEP:
+                self._ports.watchdog.pace(self._health.recovery_interval)
         elif self._life.reason is None or self._life.reason.code != reason.code:
             self._life.reason = reason
             self._life.recorder.publish(reason=reason)
@@ -206,9 +208,12 @@ class Supervisor:
 
     async def _run(self, command: Command) -> None:
         outcome: Exception | None = TransitionRefused(f"{command.name}: the worker is stopping")
+        deadline_s = COMMAND_TIMEOUT_S
+        if command.name in ("restart", "sleep"):
+            deadline_s += self._life.settings.stop.drain
         try:
             work = self._commands[command.name](command.argument)
-            await self._life.bounded(work, COMMAND_TIMEOUT_S, command.name)
+            await self._life.bounded(work, deadline_s, command.name)
             outcome = None
         except Interrupted:
             raise
@@ -220,6 +225,8 @@ class Supervisor:
             log.info("command", name=command.name, error=str(outcome) if outcome else None)
             if not command.done.done():
                 _settle(command.done, outcome)
+        if outcome is not None and self._life.engine_lost:
+            raise outcome  # a restart that failed half way: there is nothing left to supervise
 
     async def _restart(self, _: Any) -> None:
         self._restart_asked = True
@@ -232,7 +239,9 @@ class Supervisor:
 
     async def _sleep(self, level: int) -> None:
         # Not ready first, asleep second: nobody may be routed to an engine that is going to sleep.
+        # And vLLM's sleep aborts what runs.
         await self._degrade(ASLEEP)
+        await self._life.drain()
         await self._ports.engine.sleep(level)
         self._forget_verdicts()
 

@@ -26,35 +26,46 @@ from ichat_lifecycle.errors import ExitCode, LifecycleError, report
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
 from ichat_lifecycle.start_history import StartHistory
+from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle")
 
 # How much later than the computed bound the last resort strikes: the event loop's own end.
-LAST_RESORT_MARGIN_S = 3.0
+LAST_RESORT_MARGIN_S = 2.0
 
 TOKEN_VARIABLE = "ICHAT_LIFECYCLE_CONTROL_TOKEN"
 
 
-def serve(framework: argparse.Namespace, backend_argv: list[str], settings: Settings) -> int:
+def serve(
+    framework: argparse.Namespace,
+    backend_argv: list[str],
+    settings: Settings,
+    known_flags: tuple[str, ...] = (),
+) -> int:
     """Runs one worker to its end.
 
     Args:
         framework: our own flags, as `cli` parsed them.
         backend_argv: everything else: vLLM's flags and iChat's standard ones.
+        known_flags: our own flags, to suggest where one is mistyped.
 
     Returns:
         the exit code; see errors.ExitCode.
     """
     stream = logs.own_stderr()
     try:
-        backend = VLLMBackend(framework, backend_argv, options=_options(framework, settings))
+        backend = VLLMBackend(
+            framework, backend_argv, options=_options(framework, settings, known_flags)
+        )
         with _logging(framework, backend, stream):
             return _run(backend, settings, stream)
     except LifecycleError as error:
         return report(error, stream)
 
 
-def _options(given: argparse.Namespace, settings: Settings) -> Options:
+def _options(
+    given: argparse.Namespace, settings: Settings, known_flags: tuple[str, ...]
+) -> Options:
     return Options(
         settings=settings,
         control_host=given.control_host,
@@ -66,6 +77,7 @@ def _options(given: argparse.Namespace, settings: Settings) -> Options:
         defer_parsing=True,
         engine_sink=logs.log_engine_line,
         adopt_loggers=lambda: logs.adopt("vllm", "uvicorn", "uvicorn.error", "uvicorn.access"),
+        known_flags=known_flags,
         announce=lambda url: log.info("control_plane", url=url),
     )
 
@@ -73,7 +85,9 @@ def _options(given: argparse.Namespace, settings: Settings) -> Options:
 @contextlib.contextmanager
 def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) -> Iterator[None]:
     """JSON lines, or text; in a terminal with the live view below it."""
-    as_json = given.log_format == "json" or (given.log_format == "auto" and not stream.isatty())
+    as_json = given.lifecycle_log_format == "json" or (
+        given.lifecycle_log_format == "auto" and not stream.isatty()
+    )
     lifecycle = backend.lifecycle
     with contextlib.ExitStack() as stack:
         target: logs.Writable = stream
@@ -81,7 +95,9 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
             view = LiveView(stream, lambda: lifecycle.snapshot, lifecycle.monotonic)
             lifecycle.listeners.append(view.changed)
             target = stack.enter_context(view)
-        logs.configure(target, as_json=as_json, scrub=backend.secrets.scrub, level=given.log_level)
+        logs.configure(
+            target, as_json=as_json, scrub=backend.secrets.scrub, level=given.lifecycle_log_level
+        )
         yield
         logging.getLogger().handlers.clear()
 
@@ -90,7 +106,9 @@ def _run(backend: VLLMBackend, settings: Settings, stream: TextIO) -> int:
     last_resort = LastResort(
         settings.stop_bound + LAST_RESORT_MARGIN_S, backend.engine.kill, stream
     )
-    StopSignals(backend.lifecycle.ask_to_stop, last_resort.arm).install()
+    backend.lifecycle.stop_hooks.append(last_resort.arm)
+    backend.lifecycle.listeners.append(lambda now: _arm_when_stopping(now, last_resort))
+    StopSignals(backend.lifecycle.ask_to_stop).install()
     _keep_start_times(backend.lifecycle, backend.model_path)
     try:
         asyncio.run(backend.run())
@@ -99,6 +117,12 @@ def _run(backend: VLLMBackend, settings: Settings, stream: TextIO) -> int:
     finally:
         last_resort.disarm()
     return int(ExitCode.OK)
+
+
+def _arm_when_stopping(snapshot: Snapshot, last_resort: LastResort) -> None:
+    """A stop that nobody asked for has the same bound."""
+    if snapshot.state is State.STOPPING:
+        last_resort.arm()
 
 
 def _keep_start_times(lifecycle: Lifecycle, key: str) -> None:

@@ -10,6 +10,8 @@ What a forked child must not keep of us, and what is done here, in the child, be
 - our listening sockets and clients' connections, which it would hold open after we close them;
 - our signal handlers and wake-up descriptor: a SIGTERM for the child would appear in our loop;
 - our process group: Ctrl-C is for us, and we decide when the engine ends;
+- its life, when we lose ours: whatever kills us closes our end of a pipe, and a thread of the child
+  that reads the other end kills its whole group (PR_SET_PDEATHSIG would follow the forking thread);
 - our standard streams' locks, which another thread may have held at the moment of the fork.
 """
 
@@ -34,6 +36,8 @@ CHOSEN_BY_USER = os.environ.get(METHOD)
 
 # Threads that are forking an EngineCore now, with the method for its workers.
 _forking: dict[int, str] = {}
+# Nobody ever writes: a child that reads its end of file has lost us.
+_life_pipe: list[int] = []
 
 
 @contextlib.contextmanager
@@ -46,6 +50,8 @@ def start_method(core: str, workers: str) -> Iterator[None]:
     os.environ[METHOD] = core
     if core == "fork":
         _forking[threading.get_ident()] = workers
+        if not _life_pipe:
+            _life_pipe.extend(os.pipe())  # for as long as we live; the kernel closes it
     try:
         yield
     finally:
@@ -66,9 +72,21 @@ def _in_child() -> None:
     _fresh_streams()
     os.environ[METHOD] = workers
     announce_birth()
+    _die_with_parent()
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def _die_with_parent() -> None:
+    read_fd, write_fd = _life_pipe
+    os.close(write_fd)
+
+    def wait() -> None:
+        os.read(read_fd, 1)
+        os.killpg(0, signal.SIGKILL)  # the workers that it spawned too
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
 
 
 def _forget_signals() -> None:

@@ -19,17 +19,27 @@ LINE_LIMIT = 16_384  # characters; a longer line is cut, so that nothing can fil
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _BIRTH = "ichat-lifecycle: engine process "
+_BIRTH_AT_END = re.compile(re.escape(_BIRTH) + r"(\d+)$")  # also after a line without an end
 
 
 class EngineOutput:
     """A pipe, a thread that reads it, and the last LINES_KEPT lines.
 
     Args:
-        sink: gets each line, without its end and without colours, in the reader's thread.
+        sink: gets each line, without its end and without colours, in the reader's thread; by
+            default the lines go to the stderr of now.
+        watcher: gets each line too.
     """
 
-    def __init__(self, sink: Callable[[str], None]) -> None:
-        self._sink = sink
+    def __init__(
+        self,
+        sink: Callable[[str], None] | None = None,
+        watcher: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._watcher = watcher
+        # A copy: while an engine starts, descriptor 2 leads into the pipe.
+        self._stderr = os.dup(2) if sink is None else -1
+        self._sink = sink or self._print
         self._read_fd, self._write_fd = os.pipe()
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._groups: set[int] = set()
@@ -72,19 +82,33 @@ class EngineOutput:
             os.close(self._write_fd)
             self._write_fd = -1
 
+    def _print(self, line: str) -> None:
+        os.write(self._stderr, f"{line}\n".encode())
+
     def _read(self) -> None:
+        try:
+            self._read_lines()
+        finally:
+            if self._stderr >= 0:
+                os.close(self._stderr)
+
+    def _read_lines(self) -> None:
         with os.fdopen(self._read_fd, "r", encoding="utf-8", errors="replace") as stream:
             while line := stream.readline(LINE_LIMIT):
                 self._take(_ANSI.sub("", line.rstrip("\n")))
 
     def _take(self, line: str) -> None:
-        if line.startswith(_BIRTH):
-            self._groups.add(int(line.removeprefix(_BIRTH)))
-            return
+        if birth := _BIRTH_AT_END.search(line):
+            self._groups.add(int(birth[1]))
+            line = line[: birth.start()]
+            if not line:
+                return
         self._lines.append(line)
         # A sink that fails (a full disk) must not stop the reading: the engine would block.
         with contextlib.suppress(Exception):
             self._sink(line)
+        with contextlib.suppress(Exception):
+            self._watcher(line)
 
 
 def announce_birth() -> None:

@@ -32,6 +32,7 @@ WAKING_PATHS = frozenset({"/wake_up", "/resume"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 UNAUTHORIZED, UNAVAILABLE = 401, 503
+TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
 BODY_LIMIT = 16 * 2**20  # bytes read of a refused request, so that its client sees the answer
 BODY_TIMEOUT_S = 2.0
 
@@ -43,8 +44,9 @@ class _Request:
     """One request in flight, and what has been sent of its answer."""
 
     task: asyncio.Task[Any]
+    kind: str
     started: bool = False
-    streaming: bool = False
+    streaming: bool = False  # an event stream that has not ended
     cut: bool = False
 
 
@@ -106,7 +108,7 @@ class Gate:
             await self._pass(self.app, scope, receive, send)
         else:
             await receive()
-            await send({"type": "websocket.close", "code": 1013, "reason": self._why()})
+            await self._close_websocket(send)
 
     def _may_pass(self, path: str, method: str) -> bool:
         state = self._snapshot().state
@@ -139,12 +141,14 @@ class Gate:
     async def _pass(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
-        request = _Request(task)
+        request = _Request(task, scope["type"])
 
         async def watching_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.started = True
                 request.streaming = _is_event_stream(message)
+            elif not message.get("more_body", False):
+                request.streaming = False
             await send(message)
 
         self._requests.add(request)
@@ -174,7 +178,9 @@ class Gate:
 
     async def _end_cut(self, request: _Request, send: Send) -> None:
         error = _error(f"The request was cut: {self._why()}", UNAVAILABLE, self._snapshot().state)
-        if not request.started:
+        if request.kind == "websocket":
+            await self._close_websocket(send)
+        elif not request.started:
             await self._send_unavailable(send, error)
         elif request.streaming:
             # An event stream's only explicit end is an event: its status was sent long ago.
@@ -193,6 +199,9 @@ class Gate:
         if self._snapshot().state is State.STOPPING:
             headers.append((b"connection", b"close"))
         await _answer(send, UNAVAILABLE, error, headers)
+
+    async def _close_websocket(self, send: Send) -> None:
+        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": self._why()})
 
     def _why(self) -> str:
         snapshot = self._snapshot()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import faulthandler
+import contextlib
 import os
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import TextIO
 
 from ichat_lifecycle.errors import ExitCode
+
+TELLING_S = 1.0  # for the last words
 
 
 class LastResort:
@@ -42,13 +46,29 @@ class LastResort:
         if self._disarmed.wait(self._bound_s):
             return
         try:
+            # In a thread: what blocked the loop may be this very stream, a pipe that nobody reads.
+            telling = threading.Thread(target=self._tell, name="last-words", daemon=True)
+            telling.start()
+            telling.join(TELLING_S)
+        finally:
+            try:
+                self._kill_engine()
+            finally:
+                os._exit(ExitCode.STOP_OUTRAN_DEADLINE)
+
+    def _tell(self) -> None:
+        with contextlib.suppress(Exception):
             print(
                 f"ichat-lifecycle: the stop outran its deadline of {self._bound_s:g} s; "
-                "the stacks of all threads follow",
+                f"the stacks of all threads follow\n{_stacks()}",
                 file=self._stream,
                 flush=True,
             )
-            faulthandler.dump_traceback(self._stream, all_threads=True)
-            self._kill_engine()
-        finally:
-            os._exit(ExitCode.STOP_OUTRAN_DEADLINE)
+
+
+def _stacks() -> str:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"Thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )

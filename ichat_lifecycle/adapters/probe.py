@@ -75,8 +75,15 @@ class HttpProbe:
             return None
         path, body = call
         # The deadline is the lifecycle's: a first request may compile for minutes.
-        async with self._client(timeout_s=None) as client:
-            response = await client.post(path, json=body)
+        try:
+            async with self._client(timeout_s=None) as client:
+                response = await client.post(path, json=body)
+        except httpx.TransportError as error:
+            raise StartError(
+                f"the warm-up request to {path} got no answer",
+                code="warm_up_failed",
+                root_cause=repr(error),
+            ) from error
         if response.status_code != httpx.codes.OK:
             raise StartError(
                 f"the warm-up request to {path} got {response.status_code}",
@@ -101,7 +108,7 @@ class HttpProbe:
 
 def _tls(target: Target) -> ssl.SSLContext | bool:
     if not target.address.tls:
-        return True
+        return False  # the default context would cost 40 ms of the loop, for nothing
     # We talk to our own socket by an address that its certificate need not name.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

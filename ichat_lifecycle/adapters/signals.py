@@ -7,7 +7,6 @@ Python even while the loop is blocked, and need no wake-up descriptor that a chi
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
@@ -19,14 +18,13 @@ class Stoppable(Protocol):
 
 
 class StopSignals:
-    """Turns signals into calls of `ask_to_stop`, and arms `on_first` with the first one.
+    """Turns signals into calls of `ask_to_stop`.
 
     Install it from the main thread; `remove` puts the former handlers back.
     """
 
-    def __init__(self, ask_to_stop: Stoppable, on_first: Callable[[], None]) -> None:
+    def __init__(self, ask_to_stop: Stoppable) -> None:
         self._ask = ask_to_stop
-        self._on_first = on_first
         self._seen = 0
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
@@ -40,6 +38,4 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._seen += 1
-        if self._seen == 1:
-            self._on_first()
         self._ask(signal.Signals(number).name, now=self._seen > 1)

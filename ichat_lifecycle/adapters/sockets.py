@@ -83,12 +83,15 @@ def _resolve(host: str) -> tuple[socket.AddressFamily, str, tuple[int, ...]]:
 
 
 def _unresolved(host: str, error: Exception) -> AddressError:
-    words = getattr(error, "strerror", None) or str(error)
     return AddressError(
-        f"--host {host}: the name does not resolve ({words})",
+        f"--host {host}: the name does not resolve ({_words(error)})",
         code="address_not_resolved",
         hint="give an IP address of this machine, or 0.0.0.0 for all of them",
     )
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _tcp_error(error: OSError, host: str, ip: str, port: int) -> AddressError:
@@ -119,10 +122,10 @@ def _holder(ip: str, port: int) -> str:
     """Who listens there, as ` by pid 42 (python3)`; empty where the system does not tell."""
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status != psutil.CONN_LISTEN or not connection.laddr:
+            at = connection.laddr
+            if connection.status != psutil.CONN_LISTEN or not at or at.port != port:
                 continue
-            same_ip = connection.laddr.ip == ip or ip in _ANY or connection.laddr.ip in _ANY
-            if connection.laddr.port == port and same_ip and connection.pid:
+            if connection.pid and (at.ip == ip or ip in _ANY or at.ip in _ANY):
                 return f" by pid {connection.pid} ({psutil.Process(connection.pid).name()})"
     except (psutil.Error, OSError, RuntimeError):
         pass  # without the right to look, the error stays true without the name
@@ -170,7 +173,7 @@ def check_unix_path(path: str) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
-        raise AddressError(f"--uds {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise AddressError(f"--uds {path}: {_words(error)}") from error
     if not stat.S_ISSOCK(mode):
         raise AddressError(
             f"--uds {path}: a file that is not a socket is there",

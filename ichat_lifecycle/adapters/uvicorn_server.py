@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
 from ichat_lifecycle.adapters.gate import App, Gate
+from ichat_lifecycle.bounds import error_of
 from ichat_lifecycle.errors import ArgumentsError, StartError
 from ichat_lifecycle.ports import Fault, FaultReport
 
@@ -91,7 +92,12 @@ class UvicornServer:
         finally:
             listening.cancel()
         if self._task.done():
-            raise StartError("the HTTP server ended while it started", code="server_exited")
+            error = error_of(self._task)
+            raise StartError(
+                "the HTTP server ended while it started",
+                code="server_exited",
+                root_cause=repr(error) if error else None,
+            )
 
     def _config(self) -> uvicorn.Config:
         options = dict(self._options())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ichat_lifecycle.adapters.threads import in_thread
@@ -31,7 +31,9 @@ class VllmArguments:
         framework: argparse.Namespace,
         backend_argv: list[str],
         on_imported: Callable[[], None] = lambda: None,
+        also_known: Sequence[str] = (),
     ) -> None:
+        self._also_known = also_known
         self._framework = framework
         self._argv = backend_argv
         self._on_imported = on_imported
@@ -59,7 +61,7 @@ class VllmArguments:
         self.layout = load(self._checkpoint)
         self._on_imported()
         parser = self.layout.make_arg_parser(self.layout.argument_parser())
-        parsed = parse(self._framework, self._argv, parser)
+        parsed = parse(self._framework, self._argv, parser, self._also_known)
         self._validate_with_vllm(parsed.vllm)
         self.parsed = parsed
 

@@ -56,7 +56,7 @@ class VllmEngine:
         arguments: gives vLLM's validated namespace.
         layout: gives vLLM's functions.
         gpu_ids: gives the devices to show to the engine, or None for all.
-        sink: gets each line that the engine's processes print, from a thread.
+        sink: gets each line that the engine's processes print, from a thread; stderr by default.
         on_configured: called, from a thread, once vLLM has made its configuration, which also
             configures its loggers anew.
     """
@@ -66,7 +66,7 @@ class VllmEngine:
         arguments: Callable[[], argparse.Namespace],
         layout: Callable[[], Layout],
         gpu_ids: Callable[[], tuple[int, ...] | None],
-        sink: Callable[[str], None],
+        sink: Callable[[str], None] | None = None,
         on_configured: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_configured = on_configured
@@ -100,7 +100,7 @@ class VllmEngine:
         self._abort.clear()
         self._died = False
         self._on_phase = on_phase
-        self._output = output = EngineOutput(self._take_line)
+        self._output = output = EngineOutput(self._sink, self._read_phase)
         before = children_now()
         self._loading = Threaded(partial(self._load, output), "engine-load")
         try:
@@ -125,6 +125,8 @@ class VllmEngine:
         self._show_devices(layout)
         usage = layout.usage_context.OPENAI_API_SERVER
         engine_args = layout.engine_args.from_cli_args(namespace)
+        if layout.propagate_flash_late_interaction is not None:
+            layout.propagate_flash_late_interaction(namespace, engine_args)
         config = engine_args.create_engine_config(usage_context=usage)
         self._on_configured()
         self._checkpoint("starting_engine")
@@ -158,8 +160,7 @@ class VllmEngine:
             raise _Aborted
         self._on_phase(phase, None)
 
-    def _take_line(self, line: str) -> None:
-        self._sink(line)
+    def _read_phase(self, line: str) -> None:
         for text, phase in _PHASES:
             if text in line:
                 self._on_phase(phase, None)

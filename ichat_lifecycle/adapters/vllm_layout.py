@@ -27,62 +27,87 @@ class Symbol:
     parameters: tuple[str, ...] = ()
 
 
-_ENGINE_ARGS = "vllm.engine.arg_utils"
-_ASYNC_LLM = "vllm.v1.engine.async_llm"
+Places = tuple[Symbol, ...]
 
-COMMON: Mapping[str, Symbol] = {
-    "argument_parser": Symbol("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
-    "engine_args": Symbol(_ENGINE_ARGS, "AsyncEngineArgs"),
-    "engine_client": Symbol(_ASYNC_LLM, "AsyncLLM"),
-    "usage_context": Symbol("vllm.usage.usage_lib", "UsageContext"),
+
+def _places(name: str, parameters: tuple[str, ...], *modules: str) -> Places:
+    return tuple(Symbol(module, name, parameters) for module in modules)
+
+
+_ENGINE_ARGS = Symbol("vllm.engine.arg_utils", "AsyncEngineArgs")
+_ASYNC_LLM = Symbol("vllm.v1.engine.async_llm", "AsyncLLM")
+
+# Each function of vLLM that we use, by our name for it, at every place where it has been: newest
+# first (0.33, 0.29 to 0.32, up to 0.28). The first place that is there is taken.
+FUNCTIONS: Mapping[str, Places] = {
+    "argument_parser": _places("FlexibleArgumentParser", (), "vllm.utils.argparse_utils"),
+    "engine_args": (_ENGINE_ARGS,),
+    "engine_client": (_ASYNC_LLM,),
+    "usage_context": _places("UsageContext", (), "vllm.usage.usage_lib"),
+    "make_arg_parser": _places(
+        "make_arg_parser",
+        ("parser",),
+        "vllm.entrypoints.common.cli_args",
+        "vllm.entrypoints.launchers.cli_args",
+        "vllm.entrypoints.openai.cli_args",
+    ),
+    "validate_serve_args": _places(
+        "validate_parsed_serve_args",
+        ("args",),
+        "vllm.entrypoints.common.cli_args",
+        "vllm.entrypoints.launchers.cli_args",
+        "vllm.entrypoints.openai.cli_args",
+    ),
+    "validate_api_args": _places(
+        "validate_api_server_args",
+        ("args",),
+        "vllm.entrypoints.common.cli_args",
+        "vllm.entrypoints.launchers.launcher",
+        "vllm.entrypoints.openai.api_server",
+    ),
+    "build_app": _places(
+        "build_app",
+        ("args", "supported_tasks", "model_config"),
+        "vllm.entrypoints.launchers.app",
+        "vllm.entrypoints.openai.api_server",
+    ),
+    "init_app_state": _places(
+        "init_app_state",
+        ("engine_client", "state", "args", "supported_tasks"),
+        "vllm.entrypoints.launchers.api_server.app_state",
+        "vllm.entrypoints.openai.api_server",
+    ),
+    "uvicorn_log_config": _places(
+        "get_uvicorn_log_config",
+        ("args",),
+        "vllm.entrypoints.launchers.utils.server_utils",
+        "vllm.entrypoints.serve.utils.server_utils",
+    ),
+    "ssl_refresher": _places(
+        "SSLCertRefresher",
+        (),
+        "vllm.entrypoints.launchers.utils.ssl",
+        "vllm.entrypoints.serve.utils.ssl",
+    ),
 }
 
-# The same functions in both layouts, at different places.
-_BUILD_APP = ("args", "supported_tasks", "model_config")
-_INIT_STATE = ("engine_client", "state", "args", "supported_tasks")
-
-SINCE_0_29: Mapping[str, Symbol] = {
-    "make_arg_parser": Symbol(
-        "vllm.entrypoints.launchers.cli_args", "make_arg_parser", ("parser",)
+# What vLLM's own server also calls where it is there; older ones have no need of it.
+OPTIONAL: Mapping[str, Places] = {
+    "propagate_flash_late_interaction": _places(
+        "propagate_flash_late_interaction",
+        ("args", "engine_args"),
+        "vllm.entrypoints.common.cli_args",
+        "vllm.entrypoints.launchers.cli_args",
+        "vllm.entrypoints.openai.cli_args",
     ),
-    "validate_serve_args": Symbol(
-        "vllm.entrypoints.launchers.cli_args", "validate_parsed_serve_args", ("args",)
-    ),
-    "validate_api_args": Symbol(
-        "vllm.entrypoints.launchers.launcher", "validate_api_server_args", ("args",)
-    ),
-    "build_app": Symbol("vllm.entrypoints.launchers.app", "build_app", _BUILD_APP),
-    "init_app_state": Symbol(
-        "vllm.entrypoints.launchers.api_server.app_state", "init_app_state", _INIT_STATE
-    ),
-    "uvicorn_log_config": Symbol(
-        "vllm.entrypoints.launchers.utils.server_utils", "get_uvicorn_log_config", ("args",)
-    ),
-    "ssl_refresher": Symbol("vllm.entrypoints.launchers.utils.ssl", "SSLCertRefresher"),
-}
-
-UNTIL_0_28: Mapping[str, Symbol] = {
-    "make_arg_parser": Symbol("vllm.entrypoints.openai.cli_args", "make_arg_parser", ("parser",)),
-    "validate_serve_args": Symbol(
-        "vllm.entrypoints.openai.cli_args", "validate_parsed_serve_args", ("args",)
-    ),
-    "validate_api_args": Symbol(
-        "vllm.entrypoints.openai.api_server", "validate_api_server_args", ("args",)
-    ),
-    "build_app": Symbol("vllm.entrypoints.openai.api_server", "build_app", _BUILD_APP),
-    "init_app_state": Symbol("vllm.entrypoints.openai.api_server", "init_app_state", _INIT_STATE),
-    "uvicorn_log_config": Symbol(
-        "vllm.entrypoints.serve.utils.server_utils", "get_uvicorn_log_config", ("args",)
-    ),
-    "ssl_refresher": Symbol("vllm.entrypoints.serve.utils.ssl", "SSLCertRefresher"),
 }
 
 # Parameters of the methods we call on classes above.
 METHODS: Mapping[str, tuple[Symbol, tuple[str, ...]]] = {
-    "from_cli_args": (COMMON["engine_args"], ("args",)),
-    "create_engine_config": (COMMON["engine_args"], ("usage_context",)),
+    "from_cli_args": (_ENGINE_ARGS, ("args",)),
+    "create_engine_config": (_ENGINE_ARGS, ("usage_context",)),
     "from_vllm_config": (
-        COMMON["engine_client"],
+        _ASYNC_LLM,
         (
             "vllm_config",
             "usage_context",
@@ -91,14 +116,14 @@ METHODS: Mapping[str, tuple[Symbol, tuple[str, ...]]] = {
             "disable_log_stats",
         ),
     ),
-    "shutdown": (COMMON["engine_client"], ("timeout",)),
-    "is_sleeping": (COMMON["engine_client"], ()),
-    "sleep": (COMMON["engine_client"], ("level",)),
-    "wake_up": (COMMON["engine_client"], ("tags",)),
-    "reset_prefix_cache": (COMMON["engine_client"], ()),
-    "reset_mm_cache": (COMMON["engine_client"], ()),
-    "get_supported_tasks": (COMMON["engine_client"], ()),
-    "list_loras": (COMMON["engine_client"], ()),
+    "shutdown": (_ASYNC_LLM, ("timeout",)),
+    "is_sleeping": (_ASYNC_LLM, ()),
+    "sleep": (_ASYNC_LLM, ("level",)),
+    "wake_up": (_ASYNC_LLM, ("tags",)),
+    "reset_prefix_cache": (_ASYNC_LLM, ()),
+    "reset_mm_cache": (_ASYNC_LLM, ()),
+    "get_supported_tasks": (_ASYNC_LLM, ()),
+    "list_loras": (_ASYNC_LLM, ()),
 }
 
 # Imported one by one, so that a stop during the import (8 s of a start) is noticed between two.
@@ -140,13 +165,14 @@ def load(checkpoint: Callable[[str], None] = lambda step: None) -> Layout:
         _import(module)
     vllm = _import("vllm")
     version = str(getattr(vllm, "__version__", "unknown"))
-    new = importlib.util.find_spec("vllm.entrypoints.launchers") is not None
     functions: dict[str, Any] = {}
-    for name, symbol in {**COMMON, **(SINCE_0_29 if new else UNTIL_0_28)}.items():
-        checkpoint(symbol.module)
-        functions[name] = _resolve(symbol, version)
+    for name, places in FUNCTIONS.items():
+        checkpoint(name)
+        functions[name] = _resolve(places, version)
+    for name, places in OPTIONAL.items():
+        functions[name] = next((f for place in places if (f := _at(place))), None)
     for method, (owner, parameters) in METHODS.items():
-        _check(getattr(_resolve(owner, version), method, None), method, parameters, version)
+        _check(getattr(_resolve((owner,), version), method, None), method, parameters, version)
     functions["envs"] = _import("vllm.envs")
     functions["platform"] = _import("vllm.platforms").current_platform
     return Layout(version, functions)
@@ -167,20 +193,36 @@ def _import(module: str) -> Any:
                 code="vllm_missing",
                 hint="pip install 'ichat-lifecycle[cpu]' or 'ichat-lifecycle[gpu]'",
             ) from error
-        raise StartError(
-            f"vLLM cannot be imported: {error}",
-            code="vllm_import_failed",
-            hint="with CPU torch, torchvision, torchaudio and torchcodec must not be installed",
-        ) from error
+        raise _broken(error) from error
 
 
-def _resolve(symbol: Symbol, version: str) -> Any:
+def _broken(error: ImportError) -> StartError:
+    return StartError(
+        f"vLLM cannot be imported: {error}",
+        code="vllm_import_failed",
+        hint="with CPU torch, torchvision, torchaudio and torchcodec must not be installed",
+    )
+
+
+def _resolve(places: Places, version: str) -> Any:
+    for place in places:
+        if (found := _at(place)) is not None:
+            _check(found, place.name, place.parameters, version)
+            return found
+    wanted = " or ".join(f"{place.module}.{place.name}" for place in places)
+    raise _unsupported(version, f"{wanted} is missing")
+
+
+def _at(place: Symbol) -> Any | None:
+    """What is at this place; None where there is no such module or name."""
     try:
-        found = getattr(importlib.import_module(symbol.module), symbol.name)
-    except (ImportError, AttributeError) as error:
-        raise _unsupported(version, f"{symbol.module}.{symbol.name} is missing") from error
-    _check(found, symbol.name, symbol.parameters, version)
-    return found
+        return getattr(importlib.import_module(place.module), place.name, None)
+    except ModuleNotFoundError as error:
+        if error.name is not None and place.module.startswith(error.name):
+            return None
+        raise _broken(error) from error
+    except ImportError as error:
+        raise _broken(error) from error
 
 
 def _check(found: Any, name: str, parameters: tuple[str, ...], version: str) -> None:

@@ -23,12 +23,13 @@ class RpcWatchdog:
 
     def __init__(self, probe: Callable[[], Awaitable[bool]], health: Health) -> None:
         self._probe = probe
-        self._timeout_s = health.timeout
+        self._health = health
         self._interval_s = health.interval
         self._paced = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, on_verdict: VerdictReport) -> None:
+        self._interval_s = self._health.interval  # not the pace at which the last engine was lost
         self._task = asyncio.create_task(self._watch(on_verdict), name="watchdog")
 
     def pace(self, interval_s: float) -> None:
@@ -59,7 +60,7 @@ class RpcWatchdog:
         loop = asyncio.get_running_loop()
         probe = asyncio.ensure_future(self._probe())
         try:
-            while not (await asyncio.wait({probe}, timeout=self._timeout_s))[0]:
+            while not (await asyncio.wait({probe}, timeout=self._health.timeout))[0]:
                 silence = loop.time() - began
                 on_verdict(Verdict(VerdictKind.MISSED, None, f"silent for {silence:.1f} s"))
         finally:

@@ -1,0 +1,152 @@
+"""A worker as a process of its own, watched from outside: HTTP, signals, the process table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+# Generous: a start takes 15 to 45 s on a quiet machine, and these are not quiet.
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 60.0
+
+ENGINE_FLAGS = ("--max-model-len", "512", "--enforce-eager", "--dtype", "bfloat16")
+ENGINE_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = START_TIMEOUT_S) -> Any:
+    """Polls until the condition gives something true, and gives that."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout_s:g} s: {what}")
+
+
+def living_in(directory: Path) -> list[psutil.Process]:
+    """Every live process whose working directory this is.
+
+    Children inherit it, orphans keep it, and unlike the environment it survives the titles that
+    vLLM gives to its processes.
+    """
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(directory) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+class Worker:
+    """One `ichat-lifecycle serve` process."""
+
+    def __init__(self, arguments: list[str], **environment: str) -> None:
+        self.directory = Path(tempfile.mkdtemp()).resolve()
+        self.port, self.control_port = free_port(), free_port()
+        self.main = f"http://127.0.0.1:{self.port}"
+        self.control = f"http://127.0.0.1:{self.control_port}"
+        self.log = self.directory / "log"
+        command = [
+            *(sys.executable, "-m", "ichat_lifecycle", "serve"),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--control-port", str(self.control_port)),
+            *ENGINE_FLAGS,
+            *arguments,
+        ]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.directory,
+                env={**os.environ, **ENGINE_ENVIRONMENT, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+
+    # --- looking
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.control + path, timeout=20)
+
+    def state(self) -> str | None:
+        """The state, or None while the control plane does not answer."""
+        try:
+            return str(self.get("/lifecycle").json()["state"])
+        except httpx.TransportError:
+            return None
+
+    def phase(self) -> str | None:
+        try:
+            return str(self.get("/lifecycle").json()["progress"]["phase"])
+        except httpx.TransportError:
+            return None
+
+    def wait_for_state(self, state: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        def reached() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode}\n{self.tail()}")
+            return self.state() == state
+
+        wait_for(reached, f"state {state}, is {self.state()}", timeout_s)
+
+    def engine_pids(self, name: str) -> list[psutil.Process]:
+        """The engine's processes by the title that vLLM gives them."""
+        return [p for p in living_in(self.directory) if name in " ".join(p.cmdline())]
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-lines:])
+
+    # --- acting
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """The exit code; no process of it may be left."""
+        code = self.process.wait(timeout_s)
+        wait_for(lambda: not living_in(self.directory), "no process is left", 5)
+        return code
+
+    def destroy(self) -> None:
+        for process in living_in(self.directory):
+            process.kill()
+        self.process.wait()
+        shutil.rmtree(self.directory)
+
+
+@contextmanager
+def worker(*arguments: str, **environment: str) -> Iterator[Worker]:
+    """A worker that is gone at the end, whatever the test did."""
+    started = Worker(list(arguments), **environment)
+    try:
+        yield started
+    except BaseException:
+        print(started.tail(80))
+        raise
+    finally:
+        started.destroy()

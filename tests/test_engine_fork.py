@@ -1,0 +1,202 @@
+"""Forks within and outside of `start_method`, in a process of their own with all that ours has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from ichat_lifecycle.adapters import engine_fork
+
+# Prints one JSON document: what the child of each kind of fork saw, and what the parent saw of it.
+SCRIPT = """
+import json, multiprocessing, os, signal, socket, sys, tempfile, threading
+from pathlib import Path
+
+from ichat_lifecycle.adapters import engine_fork
+from ichat_lifecycle.adapters.engine_fork import METHOD, start_method
+
+context = multiprocessing.get_context("fork")
+os.environ[METHOD] = "as before"
+
+# What a worker has: a listener, a connection, the same on a Unix path, handlers, a wake-up fd.
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+accepted, _ = listener.accept()
+directory = tempfile.TemporaryDirectory()
+path = str(Path(directory.name) / "main.sock")
+unix = socket.socket(socket.AF_UNIX); unix.bind(path); unix.listen()
+engine_fork.serving_on(path)
+unix_client = socket.socket(socket.AF_UNIX); unix_client.connect(path)
+unix_accepted, _ = unix.accept()
+other, other_peer = socket.socketpair()
+OURS = {"listener": listener, "accepted": accepted, "unix": unix, "unix_accepted": unix_accepted}
+wake_read, wake_write = os.pipe()
+os.set_blocking(wake_write, False); os.set_blocking(wake_read, False)
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGINT, lambda *_: None)
+signal.set_wakeup_fd(wake_write)
+null = os.stat(os.devnull).st_rdev
+
+def child(connection):
+    report = {
+        "session_leader": os.getsid(0) == os.getpid(),
+        "method": os.environ.get(METHOD),
+        "null": sorted(n for n, s in OURS.items() if os.fstat(s.fileno()).st_rdev == null),
+        "other_is_open": os.fstat(other.fileno()).st_rdev != null,
+        "handlers": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+    }
+    print("hello from the child")
+    print("and its errors", file=sys.stderr, flush=True)
+    connection.send(report)
+    connection.recv()  # until the parent's signal ends it
+
+def observe(within):
+    ours, theirs = context.Pipe()
+    process = context.Process(target=child, args=(theirs,))
+    if within == "start_method":
+        with start_method("fork", workers="spawn"):
+            during = os.environ[METHOD]
+            process.start()
+    elif within == "another thread's":
+        began, go = threading.Event(), threading.Event()
+        def hold():
+            with start_method("fork", workers="spawn"):
+                began.set(); go.wait(30)
+        thread = threading.Thread(target=hold); thread.start(); began.wait(30)
+        during = os.environ[METHOD]
+        process.start()
+        go.set(); thread.join()
+    else:
+        during = os.environ[METHOD]
+        process.start()
+    report = ours.recv()
+    os.kill(process.pid, signal.SIGTERM)
+    if not report["handlers"]:  # our own handler took it: end the child by its pipe
+        while not (seen := wake()):
+            pass
+        ours.send(None)
+        report["wakeup"] = seen
+    process.join()
+    report |= {
+        "pid": process.pid, "exitcode": process.exitcode, "during": during,
+        "after": os.environ[METHOD], "wakeup": report.get("wakeup") or wake(),
+    }
+    return report
+
+def wake():
+    try:
+        return list(os.read(wake_read, 100))
+    except BlockingIOError:
+        return []
+
+def in_thread(within):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(observe(within)))
+    thread.start(); thread.join()
+    return result[0]
+
+reports = {
+    "outside": observe("nothing"),
+    "within": observe("start_method"),
+    "within, in a thread": in_thread("start_method"),
+    "within another thread's": observe("another thread's"),
+}
+# The parent's own connections still work.
+client.sendall(b"x"); unix_client.sendall(b"y")
+reports["parent"] = [accepted.recv(1).decode(), unix_accepted.recv(1).decode()]
+directory.cleanup()
+print(json.dumps(reports), flush=True)
+"""
+
+WITHIN = ["within", "within, in a thread"]
+OUTSIDE = ["outside", "within another thread's"]
+
+
+@cache
+def observed() -> tuple[dict[str, Any], str, str]:
+    """The script's document, and what its processes printed besides."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *printed, document = done.stdout.splitlines()
+    return json.loads(document), "\n".join(printed), done.stderr
+
+
+@pytest.mark.parametrize("kind", WITHIN)
+def test_an_engine_process_has_a_session_of_its_own(kind: str) -> None:
+    """Ctrl-C is for us; we decide when the engine ends."""
+    assert observed()[0][kind]["session_leader"]
+
+
+@pytest.mark.parametrize("kind", WITHIN)
+def test_an_engine_process_keeps_no_socket_of_ours(kind: str) -> None:
+    """Listeners and connections are /dev/null in it; others, such as ZeroMQ's pairs, stay."""
+    child = observed()[0][kind]
+    assert child["null"] == ["accepted", "listener", "unix", "unix_accepted"]
+    assert child["other_is_open"]
+
+
+@pytest.mark.parametrize("kind", WITHIN)
+def test_a_signal_to_an_engine_process_is_its_own(kind: str) -> None:
+    """SIGTERM ends it, and does not appear in our wake-up descriptor."""
+    child = observed()[0][kind]
+    assert child["handlers"]
+    assert child["exitcode"] == -15
+    assert child["wakeup"] == []
+
+
+@pytest.mark.parametrize("kind", WITHIN)
+def test_the_method_is_forks_during_and_spawn_within(kind: str) -> None:
+    """EngineCore is forked, its workers are spawned; our own environment is as before."""
+    child = observed()[0][kind]
+    assert (child["during"], child["method"], child["after"]) == ("fork", "spawn", "as before")
+
+
+@pytest.mark.parametrize("kind", WITHIN)
+def test_an_engine_process_announces_itself_and_can_print(kind: str) -> None:
+    """On its standard error; its own streams work from the first line on."""
+    reports, printed, errors = observed()
+    assert f"ichat-lifecycle: engine process {reports[kind]['pid']}\n" in errors
+    assert printed.count("hello from the child") == len(WITHIN + OUTSIDE)
+    assert errors.count("and its errors") == len(WITHIN + OUTSIDE)
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_a_fork_of_somebody_elses_is_untouched(kind: str) -> None:
+    """Also one that happens in another thread while an engine is being forked."""
+    reports, _, errors = observed()
+    child = reports[kind]
+    assert not child["session_leader"]
+    assert child["null"] == []
+    assert child["method"] == child["during"]
+    assert f"engine process {child['pid']}" not in errors
+    assert child["wakeup"] == [15], "which shows what is closed for engine processes"
+
+
+def test_the_parent_keeps_its_connections() -> None:
+    assert observed()[0]["parent"] == ["x", "y"]
+
+
+@pytest.mark.parametrize("before", [None, "forkserver"])
+@pytest.mark.parametrize("core", ["fork", "spawn"])
+def test_the_environment_is_put_back(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, core: str
+) -> None:
+    """Also after an error; and only a fork is noted, because a spawn inherits nothing."""
+    if before is None:
+        monkeypatch.delenv(engine_fork.METHOD, raising=False)
+    else:
+        monkeypatch.setenv(engine_fork.METHOD, before)
+    with pytest.raises(RuntimeError), engine_fork.start_method(core, workers="spawn"):
+        assert os.environ[engine_fork.METHOD] == core
+        assert bool(engine_fork._forking) is (core == "fork")
+        raise RuntimeError
+    assert os.environ.get(engine_fork.METHOD) == before
+    assert engine_fork._forking == {}

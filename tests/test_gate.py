@@ -1,0 +1,561 @@
+"""The gate by raw ASGI calls: who passes, who is refused and how, who is counted, who is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from ichat_lifecycle.adapters.gate import (
+    BODY_LIMIT,
+    BODY_TIMEOUT_S,
+    PASS_HEADER,
+    App,
+    Gate,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
+from ichat_lifecycle.journal import Reason, Snapshot
+from ichat_lifecycle.states import State
+from ichat_lifecycle.testing.virtual_time import run_virtual
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+EMPTY: Message = {"type": "http.request", "body": b"", "more_body": False}
+DISCONNECT: Message = {"type": "http.disconnect"}
+START: Message = {"type": "http.response.start", "status": 200, "headers": []}
+STREAM: Message = {
+    **START,
+    "headers": [(b"Content-Type", b"text/event-stream; charset=utf-8")],
+}
+OWN = ["/livez", "/readyz", "/startupz", "/lifecycle", "/lifecycle/history", "/lifecycle/events"]
+
+
+async def answer(send: Send, text: bytes) -> None:
+    await send(START)
+    await send({"type": "http.response.body", "body": text})
+
+
+async def engine_app(scope: Scope, receive: Receive, send: Send) -> None:
+    await answer(send, b"app")
+
+
+async def own_app(scope: Scope, receive: Receive, send: Send) -> None:
+    await answer(send, b"own")
+
+
+@dataclass
+class Call:
+    """One call of the gate: what its client sends, and what it has been sent."""
+
+    gate: Gate
+    scope: Scope
+    incoming: list[Message]
+    sent: list[Message] = field(default_factory=list)
+    received: int = 0
+
+    async def receive(self) -> Message:
+        if not self.incoming:
+            await asyncio.Event().wait()  # a client that stays connected and says nothing
+        self.received += 1
+        return self.incoming.pop(0)
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    async def run(self) -> Call:
+        await self.gate(self.scope, self.receive, self.send)
+        return self
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {k.decode(): v.decode() for k, v in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error: dict[str, Any] = json.loads(self.body)["error"]
+        return error
+
+
+class Bench:
+    """A gate in a state, with an app behind it or none."""
+
+    def __init__(self, state: State, app: App | None = engine_app) -> None:
+        self.snapshot = Snapshot(state, NOW, 0.0)
+        self.gate = Gate(lambda: self.snapshot, own_app, lambda: 7)
+        self.gate.app = app
+
+    def call(
+        self,
+        path: str,
+        method: str = "GET",
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        incoming: Sequence[Message] = (EMPTY,),
+        kind: str = "http",
+    ) -> Call:
+        scope = {"type": kind, "path": path, "method": method, "headers": list(headers)}
+        return Call(self.gate, scope, list(incoming))
+
+    async def ask(self, path: str, method: str = "GET", **more: Any) -> Call:
+        return await self.call(path, method, **more).run()
+
+
+async def started(call: Call) -> asyncio.Task[Call]:
+    """The call in a task of its own, up to where it waits."""
+    task = asyncio.create_task(call.run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return task
+
+
+def passed(call: Call) -> bool:
+    return (call.status, call.body) == (200, b"app")
+
+
+def assert_refused(call: Call, state: State) -> None:
+    """503 with Retry-After and one complete error in OpenAI's form that names the state."""
+    assert (call.status, call.headers["retry-after"]) == (503, "7")
+    assert call.headers["content-type"] == "application/json"
+    assert int(call.headers["content-length"]) == len(call.body)
+    assert call.error["state"] == state.value
+    assert state.value in call.error["message"]
+    assert (call.error["type"], call.error["code"]) == ("service_unavailable", 503)
+    assert call.error["param"] is None
+    assert (call.headers.get("connection") == "close") is (state is State.STOPPING)
+
+
+# --- who may pass
+
+BEFORE_READY = (State.PARSED, State.BOUND, State.ENGINE_UP, State.SERVING)
+CHAT, MODELS = ("POST", "/v1/chat/completions"), ("GET", "/v1/models")
+HEALTH, PING, WAKE = ("GET", "/health"), ("GET", "/ping"), ("POST", "/wake_up")
+
+
+@pytest.mark.parametrize("state", [*BEFORE_READY, State.READY, State.DEGRADED, State.STOPPING])
+@pytest.mark.parametrize(("method", "path"), [CHAT, MODELS, HEALTH, WAKE])
+def test_nothing_passes_before_the_app_is_attached(state: State, method: str, path: str) -> None:
+    assert_refused(asyncio.run(Bench(state, app=None).ask(path, method)), state)
+
+
+@pytest.mark.parametrize(
+    ("state", "request_line", "passes"),
+    [
+        *[(State.READY, line, True) for line in (CHAT, MODELS, HEALTH, PING, WAKE)],
+        *[(State.DEGRADED, line, False) for line in (CHAT, HEALTH, PING, ("DELETE", "/v1/x"))],
+        *[(State.DEGRADED, line, True) for line in (MODELS, WAKE, ("POST", "/resume"))],
+        *[(State.DEGRADED, (method, "/v1/models"), True) for method in ("HEAD", "OPTIONS")],
+        *[(State.SERVING, line, False) for line in (CHAT, HEALTH, PING)],
+        (State.SERVING, MODELS, True),
+        *[(State.STOPPING, line, False) for line in (CHAT, MODELS, HEALTH, PING, WAKE)],
+    ],
+)
+def test_who_passes_in_which_state(
+    state: State, request_line: tuple[str, str], passes: bool
+) -> None:
+    method, path = request_line
+    bench = Bench(state)
+    call = asyncio.run(bench.ask(path, method))
+    if passes:
+        assert passed(call)
+    else:
+        assert_refused(call, state)
+    assert bench.gate.in_flight == 0
+
+
+def test_a_refusal_gives_the_reason() -> None:
+    bench = Bench(State.DEGRADED)
+    bench.snapshot = Snapshot(State.DEGRADED, NOW, 0.0, reason=Reason("asleep", "it sleeps"))
+    said = asyncio.run(bench.ask("/v1/completions", "POST")).error["message"]
+    assert said == "The worker is not ready: its state is DEGRADED (it sleeps)."
+
+
+def test_the_state_counts_when_the_request_comes() -> None:
+    """The same gate, from state to state."""
+    bench = Bench(State.SERVING)
+
+    async def main() -> list[int]:
+        statuses = []
+        for state in (State.SERVING, State.READY, State.DEGRADED, State.READY, State.STOPPING):
+            bench.snapshot = Snapshot(state, NOW, 0.0)
+            statuses.append((await bench.ask("/v1/completions", "POST")).status)
+        return statuses
+
+    assert asyncio.run(main()) == [503, 200, 503, 200, 503]
+
+
+def test_the_app_sees_its_lifespans_state() -> None:
+    """As under Uvicorn: each request has a copy of its own."""
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(scope["state"]))
+        scope["state"]["mine"] = True
+        await answer(send, b"")
+
+    bench = Bench(State.READY, app)
+    bench.gate.app_state = {"shared": 1}
+    for _ in range(2):
+        asyncio.run(bench.ask("/"))
+    assert seen == [{"shared": 1}] * 2
+
+
+# --- our own routes and requests
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("path", OWN)
+def test_our_own_routes_answer_in_every_state(state: State, path: str) -> None:
+    for app in (engine_app, None):
+        assert asyncio.run(Bench(state, app).ask(path)).body == b"own"
+
+
+@pytest.mark.parametrize("path", ["/lifecycles", "/v1/lifecycle", "/livez/", "/"])
+def test_similar_paths_are_the_apps(path: str) -> None:
+    assert passed(asyncio.run(Bench(State.READY).ask(path)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "header", "status"),
+    [
+        ((), None, 200),
+        (("one", "two"), None, 401),
+        (("one", "two"), b"Bearer one", 200),
+        (("one", "two"), b"bearer two", 200),
+        (("one", "two"), b"Bearer three", 401),
+        (("one",), b"Bearer on", 401),
+        (("one",), b"Basic one", 401),
+        (("one",), b"one", 401),
+        (("one",), b"Bearer ", 401),
+        (("sch\u00fcssel",), "Bearer sch\u00fcssel".encode(), 200),
+    ],
+)
+def test_api_keys_guard_our_own_routes(
+    keys: tuple[str, ...], header: bytes | None, status: int
+) -> None:
+    bench = Bench(State.READY)
+    bench.gate.require_keys(keys)
+    headers = [(b"authorization", header)] if header is not None else []
+    call = asyncio.run(bench.ask("/lifecycle", headers=headers))
+    assert call.status == status
+    if status == 401:
+        assert (call.error["type"], call.error["code"]) == ("unauthorized", 401)
+        assert "state" not in call.error, "who may not see the state is not told it"
+
+
+@pytest.mark.parametrize(
+    ("state", "token", "passes"),
+    [
+        (State.SERVING, "own", True),
+        (State.DEGRADED, "own", True),
+        (State.SERVING, "wrong", False),
+        (State.SERVING, "", False),
+        (State.SERVING, "own ", False),
+    ],
+)
+@pytest.mark.parametrize("request_line", [HEALTH, CHAT])
+def test_our_own_probes_pass_by_their_token(
+    state: State, token: str, passes: bool, request_line: tuple[str, str]
+) -> None:
+    bench = Bench(state)
+    value = token.replace("own", bench.gate.pass_token).encode()
+    method, path = request_line
+    call = asyncio.run(bench.ask(path, method, headers=[(PASS_HEADER, value)]))
+    if passes:
+        assert passed(call)
+    else:
+        assert_refused(call, state)
+
+
+def test_a_token_passes_no_further_than_to_an_app() -> None:
+    bench = Bench(State.ENGINE_UP, app=None)
+    headers = [(PASS_HEADER, bench.gate.pass_token.encode())]
+    assert_refused(asyncio.run(bench.ask("/health", headers=headers)), State.ENGINE_UP)
+
+
+def test_each_worker_has_a_token_of_its_own() -> None:
+    tokens = {Bench(State.READY).gate.pass_token for _ in range(3)}
+    assert len(tokens) == 3
+    assert min(map(len, tokens)) >= 32
+
+
+# --- counting
+
+
+class SlowApp:
+    """Waits in the middle of each answer until it is let go, then ends as it is told."""
+
+    def __init__(self, start: Message | None = START, error: BaseException | None = None) -> None:
+        self.go = asyncio.Event()
+        self.start = start
+        self.error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.start is not None:
+            await send(self.start)
+            await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        await send({"type": "http.response.body", "body": b"rest"})
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("app"), ConnectionResetError("client")])
+def test_requests_are_counted_until_they_end(error: BaseException | None) -> None:
+    """However they end: drained() returns only then, and the app's errors reach the server."""
+
+    async def main() -> None:
+        app = SlowApp(error=error)
+        bench = Bench(State.READY, app)
+        await asyncio.wait_for(bench.gate.drained(), 1)
+        tasks = [await started(bench.call("/v1/completions", "POST")) for _ in range(3)]
+        assert bench.gate.in_flight == 3
+        drained = asyncio.create_task(bench.gate.drained())
+        await asyncio.sleep(0)
+        assert not drained.done()
+        app.go.set()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(end is error for end in ends) if error else all(map(passed_rest, ends))
+        assert bench.gate.in_flight == 0
+        await drained
+
+    run_virtual(main())
+
+
+def passed_rest(call: Any) -> bool:
+    return isinstance(call, Call) and call.body == b"partrest"
+
+
+def test_a_client_that_goes_away_is_not_counted_for_ever() -> None:
+    """The app sees the disconnect, ends, and the request is no longer in flight."""
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        seen.append("disconnect")
+
+    bench = Bench(State.READY, app)
+    asyncio.run(bench.ask("/v1/completions", "POST", incoming=[EMPTY, DISCONNECT]))
+    assert (seen, bench.gate.in_flight) == (["disconnect"], 0)
+
+
+def test_only_requests_to_the_app_are_counted() -> None:
+    """Not our own probes, not our own routes, not refusals: none of them may hold up a drain."""
+
+    async def main() -> None:
+        app = SlowApp()
+        bench = Bench(State.SERVING, app)
+        token = [(PASS_HEADER, bench.gate.pass_token.encode())]
+        tasks = [
+            await started(bench.call("/health", headers=token)),
+            await started(bench.call("/v1/completions", "POST", incoming=[])),
+        ]
+        bench.gate._own_app = app
+        tasks.append(await started(bench.call("/lifecycle/events")))
+        assert bench.gate.in_flight == 0
+        await asyncio.wait_for(bench.gate.drained(), 1)
+        app.go.set()
+        await asyncio.gather(*tasks)
+
+    run_virtual(main())
+
+
+# --- cutting
+
+
+def cut_while(state: State, *apps: App, kind: str = "http") -> list[Call]:
+    """One request to each app is under way; the state changes; all are cut."""
+
+    async def main() -> list[Call]:
+        bench = Bench(State.READY)
+        calls, tasks = [], []
+        for app in apps:
+            bench.gate.app = app
+            calls.append(bench.call("/v1/completions", "POST", kind=kind))
+            tasks.append(await started(calls[-1]))
+        assert bench.gate.in_flight == len(apps)
+        bench.snapshot = Snapshot(state, NOW, 0.0)
+        await asyncio.wait_for(bench.gate.cut(), 1)
+        assert bench.gate.in_flight == 0
+        await asyncio.wait(tasks)
+        assert [task.cancelled() for task in tasks] == [False] * len(tasks)
+        assert [task.cancelling() for task in tasks] == [0] * len(tasks)
+        assert [task.result() for task in tasks] == calls, "to the server each has ended well"
+        return calls
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("state", [State.DEGRADED, State.STOPPING])
+def test_a_request_without_an_answer_is_cut_by_503(state: State) -> None:
+    (call,) = cut_while(state, SlowApp(start=None))
+    assert_refused(call, state)
+    assert call.error["message"].startswith("The request was cut: ")
+
+
+def test_an_event_stream_is_cut_by_an_error_event() -> None:
+    """Its status was sent long ago; the last event is the error, and the body is complete."""
+    (call,) = cut_while(State.STOPPING, SlowApp(start=STREAM))
+    assert [message["type"] for message in call.sent].count("http.response.start") == 1
+    last = call.sent[-1]
+    assert last["more_body"] is False
+    assert last["body"].startswith(b"data: ") and last["body"].endswith(b"\n\n")
+    error = json.loads(last["body"].removeprefix(b"data: "))["error"]
+    assert (error["code"], error["state"]) == (503, "STOPPING")
+
+
+def test_any_other_answer_is_cut_without_an_end() -> None:
+    """Nothing more is sent: the server then closes the connection, which no client takes for a
+    complete answer."""
+    (call,) = cut_while(State.STOPPING, SlowApp())
+    assert call.sent[-1] == {"type": "http.response.body", "body": b"part", "more_body": True}
+
+
+def test_what_runs_on_after_its_stream_has_ended_is_cut_in_silence() -> None:
+    """Such as an app's background task: a second end would be an error of the protocol."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(STREAM)
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+        await asyncio.Event().wait()
+
+    (call,) = cut_while(State.STOPPING, app)
+    assert len(call.sent) == 2
+
+
+def test_a_websocket_is_cut_by_a_close_of_its_own_protocol() -> None:
+    (call,) = cut_while(State.STOPPING, SlowApp(start=None), kind="websocket")
+    assert [(message["type"], message["code"]) for message in call.sent] == [
+        ("websocket.close", 1013)
+    ]
+
+
+def test_a_cut_ends_all_kinds_at_once() -> None:
+    calls = cut_while(State.STOPPING, SlowApp(start=None), SlowApp(start=STREAM), SlowApp())
+    assert [len(call.sent) for call in calls] == [2, 3, 2]
+
+
+def test_a_cut_with_nothing_in_flight_returns_at_once() -> None:
+    async def main() -> None:
+        await asyncio.wait_for(Bench(State.STOPPING).gate.cut(), 1)
+
+    run_virtual(main())
+
+
+def test_a_cut_waits_for_an_app_that_cleans_up() -> None:
+    """It returns when the last request has ended, not when it has been told to."""
+    ended_at: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(3)
+            ended_at.append(asyncio.get_running_loop().time())
+
+    async def main() -> float:
+        bench = Bench(State.READY, app)
+        task = await started(bench.call("/v1/completions", "POST"))
+        await bench.gate.cut()
+        done_at = asyncio.get_running_loop().time()
+        await task
+        return done_at
+
+    assert run_virtual(main()) == ended_at[0] == 3
+
+
+def test_a_cancellation_that_is_no_cut_propagates() -> None:
+    """The server's own: it is neither answered nor swallowed, and the request is not counted."""
+
+    async def main() -> None:
+        bench = Bench(State.READY, SlowApp(start=None))
+        call = bench.call("/v1/completions", "POST")
+        task = await started(call)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (call.sent, bench.gate.in_flight) == ([], 0)
+
+    run_virtual(main())
+
+
+# --- refusing
+
+
+@pytest.mark.parametrize(
+    ("incoming", "read"),
+    [
+        ([{**EMPTY, "more_body": True}, {**EMPTY, "more_body": True}, EMPTY, EMPTY], 3),
+        ([DISCONNECT, EMPTY], 1),
+        ([{"type": "http.request", "body": b"x" * (BODY_LIMIT // 4), "more_body": True}] * 9, 4),
+    ],
+    ids=["to the end", "disconnected", "up to the limit"],
+)
+def test_a_body_is_read_before_the_refusal(incoming: list[Message], read: int) -> None:
+    """An answer to a body that nobody read is lost when the connection is reset; but nobody may
+    keep us reading for ever."""
+    call = asyncio.run(Bench(State.BOUND, None).ask("/v1/completions", "POST", incoming=incoming))
+    assert_refused(call, State.BOUND)
+    assert call.received == read
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def main() -> tuple[Call, float]:
+        slow = [{**EMPTY, "more_body": True}]
+        call = await Bench(State.BOUND, None).ask("/v1/completions", "POST", incoming=slow)
+        return call, asyncio.get_running_loop().time()
+
+    call, took_s = run_virtual(main())
+    assert_refused(call, State.BOUND)
+    assert took_s == BODY_TIMEOUT_S
+
+
+# --- other protocols
+
+
+@pytest.mark.parametrize(
+    ("state", "app"),
+    [(State.READY, None), *[(s, engine_app) for s in State if s is not State.READY]],
+)
+def test_a_websocket_is_refused_with_try_again_later(state: State, app: App | None) -> None:
+    connect: Message = {"type": "websocket.connect"}
+    call = asyncio.run(Bench(state, app).ask("/v1/realtime", incoming=[connect], kind="websocket"))
+    (close,) = call.sent
+    assert (close["type"], close["code"]) == ("websocket.close", 1013)
+    assert state.value in close["reason"]
+    assert call.received == 1, "the handshake comes first"
+
+
+def test_a_websocket_passes_when_ready_and_is_counted() -> None:
+    async def main() -> None:
+        app = SlowApp(start=None)
+        bench = Bench(State.READY, app)
+        task = await started(bench.call("/v1/realtime", kind="websocket"))
+        assert bench.gate.in_flight == 1
+        app.go.set()
+        await task
+        assert bench.gate.in_flight == 0
+
+    asyncio.run(main())
+
+
+def test_a_lifespan_is_not_passed_on() -> None:
+    """The app's start-up and shut-down are the lifecycle's to run (uvicorn_server)."""
+    call = asyncio.run(Bench(State.READY).ask("", kind="lifespan"))
+    assert call.sent == []

@@ -1,0 +1,421 @@
+"""The machine against the table, pair by pair; and the traps of `transitions` that it closes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from transitions.extensions.asyncio import AsyncMachine
+
+from ichat_lifecycle.errors import TransitionRefused
+from ichat_lifecycle.guards import GUARDS, Facts
+from ichat_lifecycle.machine import Machine, _SequentialMachine
+from ichat_lifecycle.states import TABLE, Row, State, Trigger, When, row_for
+from ichat_lifecycle.testing.virtual_time import run_virtual
+
+ALL_HOLD = Facts(
+    arguments_valid=True,
+    socket_open=True,
+    engine_alive=True,
+    health_answered=True,
+    warmed_up=True,
+    fault_known=True,
+    healthy_streak=1,
+    canary_answered=True,
+    restarts_left=1,
+)
+# For each guard, what makes it the only one that fails.
+BREAKS: dict[str, dict[str, Any]] = {
+    "no_stop_asked": {"stop_asked": True},
+    "healthy_in_a_row": {"healthy_streak": 1, "recover_after": 2},
+    "restart_budget_left": {"restarts_left": 0},
+    "everything_released": {"resources_held": 1},
+    **{name: {name: False} for name in ("arguments_valid", "socket_open", "engine_alive")},
+    **{name: {name: False} for name in ("health_answered", "warmed_up", "fault_known")},
+    "canary_answered": {"canary_answered": False},
+}
+PAIRS = [(state, trigger) for state in State for trigger in Trigger]
+EDGES = [(source, row) for row in TABLE for source in row.sources]
+WITH_ACTION = [(source, row) for source, row in EDGES if row.action]
+FALLIBLE = [(source, row) for source, row in WITH_ACTION if row.when is When.BEFORE]
+
+
+def name_of(value: Any) -> str | None:
+    return str(value.trigger) if isinstance(value, Row) else None
+
+
+def path_to(goal: State) -> list[Trigger]:
+    """The shortest way from PARSED."""
+    ways: deque[tuple[State, list[Trigger]]] = deque([(State.PARSED, [])])
+    while ways:
+        state, path = ways.popleft()
+        if state is goal:
+            return path
+        ways += [(row.dest, [*path, row.trigger]) for row in TABLE if state in row.sources]
+    raise AssertionError(f"no way to {goal}")
+
+
+class Bench:
+    """A machine, and all that it has done since it was brought into a state."""
+
+    def __init__(self) -> None:
+        self.facts = ALL_HOLD
+        self.calls: list[Any] = []
+        self.action: Callable[[], Awaitable[None]] | None = None
+        actions = {row.action: self._make(row.action) for row in TABLE if row.action}
+        self.machine = Machine(lambda: self.facts, actions, self._entered)
+
+    @classmethod
+    async def at(cls, state: State) -> Bench:
+        bench = cls()
+        for trigger in path_to(state):
+            await bench.machine.fire(trigger)
+        assert bench.machine.state is state
+        bench.calls.clear()
+        return bench
+
+    def _make(self, name: str) -> Callable[[], Awaitable[None]]:
+        async def act() -> None:
+            self.calls.append((name, self.machine.state))
+            if self.action is not None:
+                await self.action()
+
+        return act
+
+    def _entered(self, trigger: Trigger, source: State, dest: State) -> None:
+        assert self.machine.state is dest, "told in the same step as the change"
+        self.calls.append((trigger, source, dest))
+
+    async def refused(self, trigger: Trigger) -> str:
+        """The words of a refusal, which has changed nothing and called nothing."""
+        before = (self.machine.state, list(self.calls), self.machine.busy)
+        with pytest.raises(TransitionRefused) as caught:
+            await self.machine.fire(trigger)
+        assert (self.machine.state, self.calls, self.machine.busy) == before
+        return caught.value.message
+
+
+def expected_calls(source: State, row: Row) -> list[Any]:
+    entered = (row.trigger, source, row.dest)
+    if row.action is None:
+        return [entered]
+    if row.when is When.BEFORE:
+        return [(row.action, source), entered]
+    return [entered, (row.action, row.dest)]
+
+
+# --- the table
+
+
+@pytest.mark.parametrize(("state", "trigger"), PAIRS)
+def test_every_pair_does_what_the_table_says(state: State, trigger: Trigger) -> None:
+    """A row moves to its destination, its action before or after; no row is a refusal."""
+
+    async def main() -> None:
+        bench = await Bench.at(state)
+        row = row_for(state, trigger)
+        if row is None:
+            assert await bench.refused(trigger) == f"{trigger} is not allowed from {state}"
+        else:
+            await bench.machine.fire(trigger)
+            assert bench.machine.state is row.dest
+            assert bench.calls == expected_calls(state, row)
+        assert not bench.machine.busy
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "guard"),
+    [(source, row, guard) for source, row in EDGES for guard in row.guards],
+    ids=name_of,
+)
+def test_each_guard_refuses_by_its_name(source: State, row: Row, guard: str) -> None:
+    """One guard that does not hold is enough; nothing is called; the next try may pass."""
+
+    async def main() -> None:
+        bench = await Bench.at(source)
+        bench.facts = replace(ALL_HOLD, **BREAKS[guard])
+        said = await bench.refused(row.trigger)
+        assert said == f"{row.trigger} from {source}: guard {guard} does not hold"
+        bench.facts = ALL_HOLD
+        await bench.machine.fire(row.trigger)
+        assert bench.machine.state is row.dest
+
+    asyncio.run(main())
+
+
+def test_all_guards_that_do_not_hold_are_named() -> None:
+    async def main() -> None:
+        bench = await Bench.at(State.BOUND)
+        bench.facts = Facts(stop_asked=True)
+        assert "guard socket_open, no_stop_asked does" in await bench.refused(Trigger.START_ENGINE)
+
+    asyncio.run(main())
+
+
+def test_a_guard_that_is_not_exactly_true_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 6: the stock class takes what a guard returns as it is, a string or an object too."""
+    monkeypatch.setitem(GUARDS, "arguments_valid", lambda facts: "yes")
+
+    async def main() -> None:
+        bench = await Bench.at(State.PARSED)
+        await bench.refused(Trigger.BIND)
+
+    asyncio.run(main())
+
+
+# --- actions that fail, are cancelled, come back late
+
+
+@pytest.mark.parametrize(("source", "row"), WITH_ACTION, ids=name_of)
+@pytest.mark.parametrize("error", [RuntimeError("full"), asyncio.CancelledError()], ids=type)
+def test_a_failing_action(source: State, row: Row, error: BaseException) -> None:
+    """Its own error reaches the caller. Before the change the state stays, and can be left again;
+    after it (stop) the state has changed all the same."""
+
+    async def main() -> None:
+        async def fail() -> None:
+            raise error
+
+        bench = await Bench.at(source)
+        bench.action = fail
+        with pytest.raises(type(error)) as caught:
+            await bench.machine.fire(row.trigger)
+        assert caught.value is error
+        assert bench.machine.state is (source if row.when is When.BEFORE else row.dest)
+        assert bench.calls == expected_calls(source, row)[: 1 if row.when is When.BEFORE else 2]
+        assert not bench.machine.busy
+        if row.when is When.BEFORE:
+            bench.action = None
+            await bench.machine.fire(row.trigger)
+            assert bench.machine.state is row.dest
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("source", "row"), FALLIBLE, ids=name_of)
+def test_cancelling_the_caller_cancels_the_action(source: State, row: Row) -> None:
+    """CancelledError goes in and comes out; the state stays."""
+
+    async def main() -> None:
+        bench = await Bench.at(source)
+        bench.action = asyncio.Event().wait  # type: ignore[assignment]
+        firing = asyncio.create_task(bench.machine.fire(row.trigger))
+        await asyncio.sleep(0)
+        assert bench.machine.busy
+        firing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await firing
+        assert (bench.machine.state, bench.machine.busy) == (source, False)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("source", "row"), FALLIBLE, ids=name_of)
+def test_a_transition_that_was_given_up_changes_nothing(source: State, row: Row) -> None:
+    """Its action comes back well, but late: the state is what another transition made of it."""
+
+    async def main() -> None:
+        bench = await Bench.at(source)
+        go = asyncio.Event()
+        bench.action = go.wait  # type: ignore[assignment]
+        firing = asyncio.create_task(bench.machine.fire(row.trigger))
+        await asyncio.sleep(0)
+        bench.machine.give_up()
+        bench.action = None
+        await bench.machine.fire(Trigger.STOP)
+        go.set()
+        with pytest.raises(TransitionRefused, match="given up"):
+            await firing
+        assert (bench.machine.state, bench.machine.busy) == (State.STOPPING, False)
+        assert [call for call in bench.calls if call[0] is row.trigger] == []
+        await bench.machine.fire(Trigger.FINISH)
+
+    asyncio.run(main())
+
+
+def test_one_that_was_given_up_does_not_disown_its_successor() -> None:
+    """The end of a stale transition leaves the one in flight its claim."""
+
+    async def main() -> None:
+        bench = await Bench.at(State.BOUND)
+        gates = [asyncio.Event(), asyncio.Event()]
+        tasks = []
+        for gate in gates:
+            bench.machine.give_up()
+            bench.action = gate.wait  # type: ignore[assignment]
+            tasks.append(asyncio.create_task(bench.machine.fire(Trigger.START_ENGINE)))
+            await asyncio.sleep(0)
+        gates[0].set()
+        with pytest.raises(TransitionRefused):
+            await tasks[0]
+        assert bench.machine.busy
+        gates[1].set()
+        await tasks[1]
+        assert bench.machine.state is State.ENGINE_UP
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("from_within", [True, False])
+def test_one_transition_at_a_time(from_within: bool) -> None:
+    """Neither its own action nor another task can fire while one is in flight."""
+
+    async def main() -> None:
+        bench = await Bench.at(State.PARSED)
+        refusals: list[str] = []
+
+        async def fire_again() -> None:
+            refusals.append(await bench.refused(Trigger.STOP))
+
+        async def act() -> None:
+            await (fire_again() if from_within else asyncio.create_task(fire_again()))
+
+        bench.action = act
+        await bench.machine.fire(Trigger.BIND)
+        assert refusals == ["stop from PARSED: another transition is in flight"]
+        assert bench.machine.state is State.BOUND
+
+    asyncio.run(main())
+
+
+# --- the traps of transitions, on its own class and on ours
+
+
+class Model:
+    """What a machine of `transitions` decorates."""
+
+    state: str
+    go: Callable[[], Awaitable[bool]]
+    stop: Callable[[], Awaitable[bool]]
+
+
+def small(machine: type[AsyncMachine], **row: Any) -> Model:
+    """a → b by `go`, both → c by `stop`."""
+    model = Model()
+    both = [["stop", ["a", "b"], "c"], {"trigger": "go", "source": "a", "dest": "b", **row}]
+    machine(model, states=["a", "b", "c"], transitions=both, initial="a", auto_transitions=False)
+    return model
+
+
+STOCK_AND_OURS = pytest.mark.parametrize(
+    ("machine", "trapped"), [(AsyncMachine, True), (_SequentialMachine, False)]
+)
+
+
+async def for_ever() -> None:
+    await asyncio.sleep(1e6)
+
+
+@STOCK_AND_OURS
+def test_trap_1_cancellation_is_swallowed(machine: type[AsyncMachine], trapped: bool) -> None:
+    """Stock: a cancelled caller reads False, and a time-out around a trigger never fires."""
+
+    async def cancelled() -> str:
+        firing = asyncio.ensure_future(small(machine, before=for_ever).go())
+        await asyncio.sleep(0)
+        firing.cancel()
+        await asyncio.wait({firing})
+        return "cancelled" if firing.cancelled() else str(firing.result())
+
+    async def timed_out() -> str:
+        try:
+            async with asyncio.timeout(1):
+                return str(await small(machine, before=for_ever).go())
+        except TimeoutError:
+            return "timed out"
+
+    assert run_virtual(cancelled()) == ("False" if trapped else "cancelled")
+    assert run_virtual(timed_out()) == ("False" if trapped else "timed out")
+
+
+@STOCK_AND_OURS
+def test_trap_2_another_callers_task_is_cancelled(
+    machine: type[AsyncMachine], trapped: bool
+) -> None:
+    """Stock: a second trigger cancels the first caller's task, whose clean-up it does not await."""
+
+    async def main() -> list[str]:
+        seen: list[str] = []
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(1)
+                seen.append("worked")
+            except asyncio.CancelledError:
+                await asyncio.sleep(1)
+                seen.append("cleaned up")
+                raise
+
+        model = small(machine, before=work)
+        first = asyncio.ensure_future(model.go())
+        await asyncio.sleep(0.1)
+        await model.stop()
+        seen.append("stopped")
+        await asyncio.wait({first})
+        return seen
+
+    assert run_virtual(main()) == ["stopped", "cleaned up" if trapped else "worked"]
+
+
+def test_trap_2_here_the_second_caller_is_refused() -> None:
+    """Ours leaves arbitration to one writer: who comes second is told so, and harms nobody."""
+
+    async def main() -> None:
+        bench = await Bench.at(State.PARSED)
+        bench.action = lambda: asyncio.sleep(1)
+        first = asyncio.create_task(bench.machine.fire(Trigger.BIND))
+        await asyncio.sleep(0.1)
+        assert "in flight" in await bench.refused(Trigger.STOP)
+        await first
+        assert bench.machine.state is State.BOUND
+
+    run_virtual(main())
+
+
+@STOCK_AND_OURS
+def test_trap_5_callbacks_of_one_slot_run_at_once(
+    machine: type[AsyncMachine], trapped: bool
+) -> None:
+    """Stock: the second begins before the first has ended, and goes on after the first failed."""
+
+    async def main() -> list[str]:
+        seen: list[str] = []
+
+        async def first() -> None:
+            await asyncio.sleep(1)
+            seen.append("first fails")
+            raise RuntimeError
+
+        async def second() -> None:
+            seen.append("second begins")
+            await asyncio.sleep(2)
+            seen.append("second ends")
+
+        with pytest.raises(RuntimeError):
+            await small(machine, before=[first, second]).go()
+        await asyncio.sleep(10)
+        return seen
+
+    stock = ["second begins", "first fails", "second ends"]
+    assert run_virtual(main()) == (stock if trapped else ["first fails"])
+
+
+def test_trap_9_automatic_triggers_skip_the_guards() -> None:
+    """Stock: `to_STATE` moves anywhere. Ours has the table's triggers and no others."""
+
+    async def main() -> str:
+        model = Model()
+        AsyncMachine(model, states=["a", "b"], initial="a")
+        await model.to_b()  # type: ignore[attr-defined]
+        return model.state
+
+    assert asyncio.run(main()) == "b"
+    model = Bench().machine._model
+    assert [name for name in dir(model) if name.startswith("to_")] == []
+    assert {t.value for t in Trigger} <= set(dir(model))

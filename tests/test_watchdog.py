@@ -1,0 +1,216 @@
+"""The watchdog under virtual time: its cadence, its verdicts, and never two probes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ichat_lifecycle.adapters.watchdog import RpcWatchdog
+from ichat_lifecycle.config import Health
+from ichat_lifecycle.ports import Verdict
+from ichat_lifecycle.testing.virtual_time import run_virtual
+
+HEALTH = Health(interval=5, timeout=10)
+HEALTHY, ASLEEP, MISSED = "healthy", "asleep", "missed"
+
+
+@dataclass
+class Rpc:
+    """Answers after `takes_s`; notes when it was asked, and that it was asked one at a time."""
+
+    takes_s: float = 0.0
+    asleep: bool = False
+    error: BaseException | None = None
+    asked: list[float] = field(default_factory=list)
+    running: int = 0
+
+    async def __call__(self) -> bool:
+        assert self.running == 0, "never two probes at once"
+        self.running += 1
+        try:
+            self.asked.append(now())
+            await asyncio.sleep(self.takes_s)
+            if self.error is not None:
+                raise self.error
+            return self.asleep
+        finally:
+            self.running -= 1
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Watch:
+    """A watchdog that runs, and when it said what."""
+
+    def __init__(self, rpc: Rpc) -> None:
+        self.rpc = rpc
+        self.verdicts: list[Verdict] = []
+        self.said: list[tuple[float, str]] = []
+        self.dog = RpcWatchdog(rpc, HEALTH)
+
+    def hear(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+        self.said.append((round(now(), 3), verdict.kind.value))
+
+
+def watch(rpc: Rpc, script: Callable[[Watch], Coroutine[Any, Any, None]] | float) -> Watch:
+    """Runs the script, or so many seconds, with a watchdog; after stop() no task is left."""
+
+    async def main() -> Watch:
+        seen = Watch(rpc)
+        await seen.dog.start(seen.hear)
+        await (asyncio.sleep(script) if isinstance(script, int | float) else script(seen))
+        await seen.dog.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert rpc.running == 0
+        told = len(seen.verdicts)
+        await asyncio.sleep(100)
+        assert len(seen.verdicts) == told, "nothing is said after stop()"
+        return seen
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 0.001, 3.0, 5.0])
+def test_a_healthy_engine_is_asked_at_each_interval(takes_s: float) -> None:
+    """From begin to begin, also when an answer takes part of the interval; at once first."""
+    seen = watch(Rpc(takes_s), 12)
+    assert seen.rpc.asked == [0, 5, 10]
+    assert seen.said[:2] == [(takes_s, HEALTHY), (5 + takes_s, HEALTHY)]
+    assert {verdict.latency_s for verdict in seen.verdicts} == {takes_s}
+
+
+def test_an_answer_slower_than_the_interval_delays_only_the_next_question() -> None:
+    """Within the timeout it is no miss; the next one follows at once."""
+    seen = watch(Rpc(takes_s=8), 20)
+    assert seen.rpc.asked == [0, 8, 16]
+    assert seen.said == [(8, HEALTHY), (16, HEALTHY)]
+
+
+@pytest.mark.parametrize("silent_from_s", [0.0, 0.5, 4.9, 5.1, 7.0])
+def test_silence_is_missed_within_interval_and_timeout(silent_from_s: float) -> None:
+    """Then once per further timeout, without another question: the one is kept and waited for."""
+    rpc = Rpc(takes_s=1e6 if silent_from_s == 0 else 0)
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(silent_from_s)
+        rpc.takes_s = 1e6
+        await asyncio.sleep(50)
+
+    seen = watch(rpc, script)
+    missed = [at for at, kind in seen.said if kind == MISSED]
+    assert missed[0] - silent_from_s <= HEALTH.interval + HEALTH.timeout
+    assert [b - a for a, b in itertools.pairwise(missed)] == [10] * (len(missed) - 1)
+    assert missed[0] == rpc.asked[-1] + HEALTH.timeout
+    assert len(missed) >= 3
+    assert seen.verdicts[-1].latency_s is None
+    assert f"silent for {len(missed) * 10}.0 s" == seen.verdicts[-1].detail
+
+
+def test_a_late_answer_counts_at_once() -> None:
+    """It ends the silence when it comes, and the next question follows at once."""
+    rpc = Rpc(takes_s=23)
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(1)
+        rpc.takes_s = 0
+        await asyncio.sleep(24)
+
+    seen = watch(rpc, script)
+    assert seen.said == [(10, MISSED), (20, MISSED), (23, HEALTHY), (23, HEALTHY)]
+    assert rpc.asked == [0, 23]
+    assert seen.verdicts[2].latency_s == 23
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no RPC"), asyncio.CancelledError()])
+def test_a_probe_that_fails_is_a_miss_and_the_watch_goes_on(error: BaseException) -> None:
+    rpc = Rpc(error=error)
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(7)
+        rpc.error = None
+        await asyncio.sleep(5)
+
+    seen = watch(rpc, script)
+    assert seen.said == [(0, MISSED), (5, MISSED), (10, HEALTHY)]
+    assert "probe failed" in seen.verdicts[0].detail
+    assert seen.verdicts[0].latency_s is None
+    if str(error):
+        assert str(error) in seen.verdicts[0].detail
+
+
+def test_a_sleeping_engine_is_asleep() -> None:
+    """It answers, so it is neither healthy nor silent."""
+    rpc = Rpc(asleep=True)
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(7)
+        rpc.asleep = False
+        await asyncio.sleep(5)
+
+    assert watch(rpc, script).said == [(0, ASLEEP), (5, ASLEEP), (10, HEALTHY)]
+
+
+def test_pace_asks_at_once_and_then_at_the_new_interval() -> None:
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(6)
+        seen.dog.pace(1)
+        await asyncio.sleep(2.5)
+        seen.dog.pace(4)
+        await asyncio.sleep(5)
+
+    assert watch(Rpc(), script).rpc.asked == [0, 5, 6, 7, 8, 8.5, 12.5]
+
+
+def test_pace_while_a_question_is_open_asks_no_second() -> None:
+    """The new interval counts from the open question's begin."""
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(1)
+        seen.dog.pace(3)
+        await asyncio.sleep(6)
+
+    assert watch(Rpc(takes_s=2), script).rpc.asked == [0, 3, 6]
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 1e6])
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 5.0])
+def test_stop_leaves_nothing(takes_s: float, after_s: float) -> None:
+    """While it waits as while a question is open; see watch()."""
+    watch(Rpc(takes_s), after_s)
+
+
+def test_stop_is_safe_without_start_and_twice() -> None:
+    async def main() -> None:
+        dog = RpcWatchdog(Rpc(), HEALTH)
+        await dog.stop()
+        await dog.start(lambda verdict: None)
+        await dog.stop()
+        await dog.stop()
+
+    run_virtual(main())
+
+
+def test_it_starts_again_at_its_own_pace() -> None:
+    """An engine's restart stops and starts the same watchdog, which DEGRADED had hurried."""
+    rpc = Rpc()
+
+    async def main() -> None:
+        dog = RpcWatchdog(rpc, HEALTH)
+        for _ in range(2):
+            await dog.start(lambda verdict: None)
+            await asyncio.sleep(6)
+            dog.pace(1)
+            await asyncio.sleep(1.5)
+            await dog.stop()
+
+    run_virtual(main())
+    first = [0, 5, 6, 7]
+    assert rpc.asked == [*first, *(at + 7.5 for at in first)]

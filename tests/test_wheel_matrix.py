@@ -1,0 +1,82 @@
+"""A vLLM that cannot run here is read instead: every name and parameter the adapter uses is there.
+
+`make test-matrix` runs this; it downloads a wheel of 340 MB into .cache/wheels, once.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ichat_lifecycle.adapters.vllm_layout import FUNCTIONS, METHODS
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
+
+VERSION = "0.33.0"
+WHEELS = Path(__file__).parent.parent / ".cache" / "wheels"
+
+
+@pytest.fixture(scope="module")
+def wheel() -> Iterator[zipfile.ZipFile]:
+    if not list(WHEELS.glob(f"vllm-{VERSION}-*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", str(WHEELS)]
+        subprocess.run([*command, f"vllm=={VERSION}"], check=True)
+    with zipfile.ZipFile(next(WHEELS.glob(f"vllm-{VERSION}-*.whl"))) as opened:
+        yield opened
+
+
+def tree_of(wheel: zipfile.ZipFile, module: str) -> ast.Module | None:
+    path = module.replace(".", "/")
+    names = set(wheel.namelist())
+    found = [name for name in (f"{path}.py", f"{path}/__init__.py") if name in names]
+    return ast.parse(wheel.read(found[0])) if found else None
+
+
+def definition(tree: ast.Module | ast.ClassDef, name: str) -> ast.AST | None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return next((n for n in tree.body if isinstance(n, kinds) and n.name == name), None)
+
+
+def method_of(tree: ast.Module, owner: str, name: str) -> ast.AST | None:
+    """A class's method, or the one that it inherits from a class of the same module."""
+    found = definition(tree, owner)
+    if not isinstance(found, ast.ClassDef):
+        return None
+    bases = [base.id for base in found.bases if isinstance(base, ast.Name)]
+    inherited = (method_of(tree, base, name) for base in bases)
+    return definition(found, name) or next((m for m in inherited if m), None)
+
+
+def parameters(function: ast.AST | None) -> set[str]:
+    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+    arguments = function.args
+    return {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_name_is_there_with_the_parameters_we_pass(wheel: zipfile.ZipFile, name: str) -> None:
+    found = [
+        (place, definition(tree, place.name))
+        for place in FUNCTIONS[name]
+        if (tree := tree_of(wheel, place.module)) and definition(tree, place.name)
+    ]
+    assert found, "at none of its places"
+    place, function = found[0]
+    if place.parameters:
+        assert set(place.parameters) <= parameters(function)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_method_is_there_with_the_parameters_we_pass(
+    wheel: zipfile.ZipFile, method: str
+) -> None:
+    owner, wanted = METHODS[method]
+    tree = tree_of(wheel, owner.module)
+    assert tree is not None
+    assert set(wanted) <= parameters(method_of(tree, owner.name, method))
