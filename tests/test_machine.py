@@ -158,9 +158,10 @@ def test_all_guards_that_do_not_hold_are_named() -> None:
     asyncio.run(main())
 
 
-def test_a_guard_that_is_not_exactly_true_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 6: the stock class takes what a guard returns as it is, a string or an object too."""
-    monkeypatch.setitem(GUARDS, "arguments_valid", lambda facts: "yes")
+@pytest.mark.parametrize("said", ["yes", 1, None])
+def test_a_guard_that_does_not_say_true_refuses(monkeypatch: pytest.MonkeyPatch, said: Any) -> None:
+    """Trap 6: the stock class compares what a guard returns, whatever that is."""
+    monkeypatch.setitem(GUARDS, "arguments_valid", lambda facts: said)
 
     async def main() -> None:
         bench = await Bench.at(State.PARSED)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 
 DEADLINE_S = 30
+
+
+def complaints_of(main: Coroutine[Any, Any, None]) -> list[object]:
+    """What the loop's exception handler was told."""
+    complaints: list[object] = []
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        runner.run(main)
+        gc.collect()  # what nobody retrieved is told of when it is thrown away
+    return complaints
 
 
 def test_the_value_comes_back_from_another_thread() -> None:
@@ -49,8 +61,11 @@ def test_the_loop_goes_on_meanwhile() -> None:
 
 
 @pytest.mark.parametrize("function", [lambda: "late", lambda: int("late")], ids=["value", "error"])
-def test_cancelling_result_leaves_the_thread_running(function: Callable[[], object]) -> None:
-    """Its outcome can still be had, and one that nobody asks for is no warning."""
+@pytest.mark.parametrize("ask_again", [True, False])
+def test_cancelling_result_leaves_the_thread_running(
+    function: Callable[[], object], ask_again: bool
+) -> None:
+    """Its outcome can still be had; one that nobody asks for again is no warning."""
     go = threading.Event()
 
     def work() -> object:
@@ -69,13 +84,20 @@ def test_cancelling_result_leaves_the_thread_running(function: Callable[[], obje
         async with asyncio.timeout(DEADLINE_S):
             await threaded.ended()
         assert not threaded.running
+        if ask_again:
+            (outcome,) = await asyncio.gather(threaded.result(), return_exceptions=True)
+            assert outcome == "late" or isinstance(outcome, ValueError)
         await asyncio.sleep(0)
 
-    complaints: list[object] = []
-    with asyncio.Runner() as runner:
-        runner.get_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        runner.run(main())
-    assert complaints == []
+    assert complaints_of(main()) == []
+
+
+def test_an_error_that_nobody_asks_for_is_no_warning() -> None:
+    async def main() -> None:
+        await Threaded(lambda: int("late"), "worker").ended()
+        await asyncio.sleep(0)
+
+    assert complaints_of(main()) == []
 
 
 def test_ended_waits_for_the_thread_itself() -> None:

@@ -8,11 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+# Seconds between two offers of the interpreter lock. Each answer of the control plane needs it
+# several times, and Python's default of 5 ms adds up to more than a tenth of a second.
+SWITCH_INTERVAL_S = 0.0005
+
+
+@contextlib.contextmanager
+def considerate() -> Iterator[None]:
+    """While it lasts, a thread full of imports leaves the others their turns.
+
+    No garbage collection either: imports make a million objects and no garbage, and each full
+    collection of them holds the lock for half a second. What is there at the end is frozen, as vLLM
+    itself does when it begins to serve, so that no later collection walks through it.
+    """
+    interval, collecting = sys.getswitchinterval(), gc.isenabled()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.disable()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        gc.freeze()
+        if collecting:
+            gc.enable()
 
 
 class Threaded(Generic[T]):

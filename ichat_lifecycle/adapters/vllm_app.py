@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ichat_lifecycle.adapters.gate import App
-from ichat_lifecycle.adapters.threads import in_thread
+from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_engine import VllmEngine
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.ports import FaultReport
@@ -53,15 +53,14 @@ class VllmAppBuilder:
     async def build(self) -> App:
         """Registers vLLM's routes off the loop (their imports take a second), then its state."""
         layout, namespace, client = self._layout(), self._arguments(), self._engine.client
-        app = await in_thread(
-            partial(
-                layout.build_app,
-                namespace,
-                supported_tasks=self._engine.tasks,
-                model_config=client.model_config,
-            ),
-            "build-app",
+        build = partial(
+            layout.build_app,
+            namespace,
+            supported_tasks=self._engine.tasks,
+            model_config=client.model_config,
         )
+        with considerate():
+            app = await in_thread(build, "build-app")
         await layout.init_app_state(client, app.state, namespace, self._engine.tasks)
         app.state.server = _ExitLatch(lambda: self._engine.report_error(self._on_fault))
         models = getattr(app.state, "openai_serving_models", None)

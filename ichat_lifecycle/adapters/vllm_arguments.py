@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ichat_lifecycle.adapters.threads import in_thread
+from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments, parse
 from ichat_lifecycle.errors import ArgumentsError, LifecycleError
@@ -47,7 +47,8 @@ class VllmArguments:
             return
         on_phase("importing", None)
         try:
-            await in_thread(self.validate_now, "arguments")
+            with considerate():
+                await in_thread(self.validate_now, "arguments")
         finally:
             self._stop.set()
 

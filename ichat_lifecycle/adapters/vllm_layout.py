@@ -6,11 +6,15 @@ version strings: a build from source or a fork has any version it likes.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.errors import StartError
@@ -160,6 +164,7 @@ def load(checkpoint: Callable[[str], None] = lambda step: None) -> Layout:
     Raises:
         StartError: vLLM is not installed, cannot be imported, or has neither layout.
     """
+    _load_torch_library()
     for module in _IMPORT_STEPS:
         checkpoint(module)
         _import(module)
@@ -176,6 +181,23 @@ def load(checkpoint: Callable[[str], None] = lambda step: None) -> Layout:
     functions["envs"] = _import("vllm.envs")
     functions["platform"] = _import("vllm.platforms").current_platform
     return Layout(version, functions)
+
+
+def _load_torch_library() -> None:
+    """Has the loader do its third of a second of work on torch's library before torch is imported.
+
+    An import does it with the interpreter lock held, and the event loop and the control plane stand
+    still; a foreign function is called without. Where that fails, the import does it as ever.
+    """
+    spec = importlib.util.find_spec("torch") if "torch" not in sys.modules else None
+    if spec is None or not spec.submodule_search_locations:
+        return
+    library = Path(spec.submodule_search_locations[0]) / "lib" / "libtorch_cpu.so"
+    dlopen = getattr(ctypes.CDLL(None), "dlopen", None)
+    if library.exists() and dlopen is not None:
+        dlopen.restype = ctypes.c_void_p
+        dlopen.argtypes = [ctypes.c_char_p, ctypes.c_int]
+        dlopen(bytes(library), os.RTLD_LAZY)
 
 
 def installed() -> bool:
