@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from ichat_lifecycle.adapters.threads import Threaded, in_thread
+from ichat_lifecycle.adapters.threads import SWITCH_INTERVAL_S, Threaded, considerate, in_thread
 
 DEADLINE_S = 30
 
@@ -132,3 +134,21 @@ def test_a_loop_that_is_gone_harms_no_thread() -> None:
     go.set()
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("error", [None, ImportError("broken")])
+@pytest.mark.parametrize("collecting", [True, False])
+def test_consideration_for_other_threads_ends(error: Exception | None, collecting: bool) -> None:
+    """What it changes is the interpreter's own: it is put back, also after a failed import."""
+    interval = sys.getswitchinterval()
+    if not collecting:
+        gc.disable()
+    try:
+        with contextlib.suppress(ImportError), considerate():
+            assert (gc.isenabled(), sys.getswitchinterval()) == (False, SWITCH_INTERVAL_S)
+            if error is not None:
+                raise error
+        assert (gc.isenabled(), sys.getswitchinterval()) == (collecting, interval)
+    finally:
+        gc.unfreeze()
+        gc.enable()

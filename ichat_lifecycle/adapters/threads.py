@@ -29,6 +29,8 @@ def considerate() -> Iterator[None]:
     No garbage collection either: imports make a million objects and no garbage, and each full
     collection of them holds the lock for half a second. What is there at the end is frozen, as vLLM
     itself does when it begins to serve, so that no later collection walks through it.
+
+    Not around a fork: the child would inherit both for its life.
     """
     interval, collecting = sys.getswitchinterval(), gc.isenabled()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

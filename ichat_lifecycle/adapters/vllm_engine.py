@@ -24,7 +24,7 @@ from ichat_lifecycle import causes
 from ichat_lifecycle.adapters import engine_fork
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all
-from ichat_lifecycle.adapters.threads import Threaded, considerate, in_thread
+from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.ports import Fault, FaultReport, PhaseReport
 
@@ -104,8 +104,7 @@ class VllmEngine:
         before = children_now()
         self._loading = Threaded(partial(self._load, output), "engine-load")
         try:
-            with considerate():
-                self.client = await self._loading.result()
+            self.client = await self._loading.result()
         except _Aborted:
             raise asyncio.CancelledError from None
         except Exception as error:
