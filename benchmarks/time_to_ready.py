@@ -4,8 +4,9 @@
 
 Each run starts vLLM's own server and then ours, and asks both every 50 ms until they answer 200:
 vLLM's `/health`, our `/readyz`, which includes two warm-up requests. Prints the medians of the time
-to ready, of the throughput and of the time to stop, with their ratios (ours / vLLM's), and for ours
-the waits of `GET /lifecycle` during the starts. Have nothing else running.
+to ready and of the time to stop, with their ratios (ours / vLLM's), and for ours the waits of
+`GET /lifecycle` during the starts. Then, with both up at once, the ratio of their throughput, round
+by round, because a shared machine's speed drifts. Have nothing else running.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -35,7 +37,7 @@ ENVIRONMENT = {
 }
 FLAGS = ["--max-model-len", "512", "--enforce-eager", "--dtype", "bfloat16"]
 START_TIMEOUT_S = 300.0
-TOKENS, STREAMS, ROUNDS = 400, 8, 3
+TOKENS, STREAMS, ROUNDS = 400, 8, 8
 
 
 def main() -> None:
@@ -62,12 +64,12 @@ def _demo_model(directory: Path) -> Path:
 def _compare(model: str, runs: int) -> None:
     theirs: list[Run] = []
     ours: list[Run] = []
-    _measure_vllm(model)  # fills the caches of both: bytecode, page cache, vLLM's own
+    _measure(_vllm_command(model))  # fills the caches of both: bytecode, page cache, vLLM's own
     for number in range(1, runs + 1):
-        theirs.append(_measure_vllm(model))
-        ours.append(_measure_ours(model))
+        theirs.append(_measure(_vllm_command(model)))
+        ours.append(_measure(_our_command(model)))
         print(f"run {number}: vLLM {theirs[-1]}; ours {ours[-1]}", flush=True)
-    for what in ("ready_s", "stop_s", "tokens_per_s"):
+    for what in ("ready_s", "stop_s"):
         a = statistics.median(getattr(run, what) for run in ours)
         b = statistics.median(getattr(run, what) for run in theirs)
         print(f"{what}: ours {a:.2f}, vLLM {b:.2f}, ratio {a / b:.3f} (medians of {runs})")
@@ -78,12 +80,24 @@ def _compare(model: str, runs: int) -> None:
         f"p99 {1000 * waits[int(len(waits) * 0.99)]:.1f} ms, worst {1000 * waits[-1]:.1f} ms, "
         f"{sum(run.control_failures for run in ours)} failed"
     )
+    _compare_throughput(model)
+
+
+def _compare_throughput(model: str) -> None:
+    with _serving(_vllm_command(model)) as theirs, _serving(_our_command(model)) as ours:
+        pairs = [
+            (asyncio.run(_throughput(ours.port)), asyncio.run(_throughput(theirs.port)))
+            for _ in range(ROUNDS + 1)
+        ][1:]  # the first round warms up
+    ratio = statistics.median(a / b for a, b in pairs)
+    a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
+    print(f"tokens/s: ours {a:.0f}, vLLM {b:.0f}, ratio {ratio:.3f} (median of {ROUNDS} pairs)")
 
 
 def _start_in_a_row(model: str, starts: int) -> None:
     times = []
     for number in range(1, starts + 1):
-        run = _measure_ours(model, with_load=False)
+        run = _measure(_our_command(model))
         times.append(run.ready_s)
         print(f"start {number}: ready after {run.ready_s:.1f} s, exit code {run.code}", flush=True)
     print(f"{starts} starts: median {statistics.median(times):.1f} s, worst {max(times):.1f} s")
@@ -93,53 +107,64 @@ class Run:
     """What one start showed."""
 
     def __init__(self) -> None:
-        self.ready_s = self.stop_s = self.tokens_per_s = 0.0
+        self.ready_s = self.stop_s = 0.0
         self.code: int | None = None
         self.control_waits_s: list[float] = []
         self.control_failures = 0
 
     def __str__(self) -> str:
-        return (
-            f"ready {self.ready_s:.1f} s, {self.tokens_per_s:.0f} tokens/s, "
-            f"stopped in {self.stop_s:.2f} s with code {self.code}"
-        )
+        return f"ready {self.ready_s:.1f} s, stopped in {self.stop_s:.2f} s with code {self.code}"
 
 
-def _measure_vllm(model: str) -> Run:
+@dataclass(frozen=True)
+class Command:
+    """How a server is started, and where it says what. `lifecycle` is ours only."""
+
+    argv: list[str]
+    port: int
+    ready: str
+    lifecycle: str | None = None
+
+
+def _vllm_command(model: str) -> Command:
     new = importlib.util.find_spec("vllm.entrypoints.launchers") is not None
     module = "launchers.api_server.entry" if new else "openai.api_server"
     port = _free_port()
-    command = [sys.executable, "-m", f"vllm.entrypoints.{module}", "--model", model]
-    command += ["--served-model-name", "demo", "--host", "127.0.0.1", "--port", str(port), *FLAGS]
-    return _measure(command, port, f"http://127.0.0.1:{port}/health", None)
+    argv = [sys.executable, "-m", f"vllm.entrypoints.{module}", "--model", model]
+    argv += ["--served-model-name", "demo", "--host", "127.0.0.1", "--port", str(port), *FLAGS]
+    return Command(argv, port, f"http://127.0.0.1:{port}/health")
 
 
-def _measure_ours(model: str, with_load: bool = True) -> Run:
+def _our_command(model: str) -> Command:
     port, control = _free_port(), _free_port()
-    command = [sys.executable, "-m", "ichat_lifecycle", "serve", "--model-path", model]
-    command += ["--served-model-name", "demo", "--host", "127.0.0.1", "--port", str(port), *FLAGS]
-    command += ["--control-port", str(control)]
+    argv = [sys.executable, "-m", "ichat_lifecycle", "serve", "--model-path", model]
+    argv += ["--served-model-name", "demo", "--host", "127.0.0.1", "--port", str(port), *FLAGS]
+    argv += ["--control-port", str(control)]
     url = f"http://127.0.0.1:{control}"
-    return _measure(command, port, f"{url}/readyz", f"{url}/lifecycle", with_load)
+    return Command(argv, port, f"{url}/readyz", f"{url}/lifecycle")
 
 
-def _measure(
-    command: list[str], port: int, ready: str, lifecycle: str | None, with_load: bool = True
-) -> Run:
+def _measure(command: Command) -> Run:
     run = Run()
-    with tempfile.TemporaryFile() as log, _process(command, log) as process:
+    with tempfile.TemporaryFile() as log, _process(command.argv, log) as process:
         began = time.monotonic()
-        with _asking(lifecycle, run):
-            _wait_until_ready(ready, process, began)
+        with _asking(command.lifecycle, run):
+            _wait_until_ready(command.ready, process, began)
             run.ready_s = time.monotonic() - began
-        if with_load:
-            rates = [asyncio.run(_throughput(port)) for _ in range(ROUNDS + 1)]
-            run.tokens_per_s = statistics.median(rates[1:])  # the first one warms up
         asked = time.monotonic()
         process.send_signal(signal.SIGTERM)
         run.code = process.wait(120)
         run.stop_s = time.monotonic() - asked
     return run
+
+
+@contextlib.contextmanager
+def _serving(command: Command) -> Iterator[Command]:
+    with tempfile.TemporaryFile() as log, _process(command.argv, log) as process:
+        _wait_until_ready(command.ready, process, time.monotonic())
+        yield command
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class StartHistory:
         kept = dict([*known.items(), (key, starts)][-MODELS_KEPT:])
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
+            temporary = self._path.with_suffix(f".{os.getpid()}.tmp")  # other workers write too
             temporary.write_text(json.dumps(kept), encoding="utf-8")
             temporary.replace(self._path)
         except OSError as error:

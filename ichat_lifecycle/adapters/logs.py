@@ -141,6 +141,7 @@ def _from_json(line: str) -> dict[str, Any] | None:
     if not isinstance(fields, dict) or not {"level", "event"} <= fields.keys():
         return None
     fields.pop("timestamp", None)
+    fields.pop("self", None)  # the one name that cannot be handed on as a field
     return {"logger": "vllm", **fields}
 
 
