@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import logging.config
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -284,3 +285,14 @@ def test_a_forked_process_says_whose_line_it_is(monkeypatch: pytest.MonkeyPatch)
     assert "pid" not in ours
     assert childs["process"] == "EngineCore"
     assert isinstance(childs["pid"], int)
+
+
+def test_loggers_that_a_dictconfig_switched_off_speak_again() -> None:
+    """Up to 0.30 vLLM's configuration disables the loggers that are there already."""
+    ours, theirs = logging.getLogger("ichat_lifecycle.some"), logging.getLogger("somebody.else")
+    logging.config.dictConfig({"version": 1, "incremental": False})
+    assert ours.disabled
+    logs.adopt("vllm")
+    assert not ours.disabled
+    assert theirs.disabled
+    theirs.disabled = False

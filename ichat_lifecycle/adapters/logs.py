@@ -112,11 +112,17 @@ def _origin(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def adopt(*names: str) -> None:
-    """Has these loggers' records go the common way instead of through handlers of their own."""
+    """Has these loggers' records go the common way instead of through handlers of their own.
+
+    Older vLLMs also switch off every logger that is there when they configure theirs: ours too.
+    """
     for name in names:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    for name, known in logging.root.manager.loggerDict.items():
+        if isinstance(known, logging.Logger) and name.startswith((*_OURS, *names)):
+            known.disabled = False
 
 
 def log_engine_line(line: str) -> None:
