@@ -22,7 +22,7 @@ from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.terminal import LiveView
 from ichat_lifecycle.backend import Options, VLLMBackend
 from ichat_lifecycle.config import Settings
-from ichat_lifecycle.errors import ExitCode, LifecycleError, report
+from ichat_lifecycle.errors import ExitCode, report
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
 from ichat_lifecycle.start_history import StartHistory
@@ -58,9 +58,10 @@ def serve(
             framework, backend_argv, options=_options(framework, settings, known_flags)
         )
         with _logging(framework, backend, stream):
-            return _run(backend, settings, stream)
-    except LifecycleError as error:
-        return report(error, stream)
+            _run(backend, settings, stream)
+    except Exception as error:
+        return report(error, stream)  # the last line: nobody logs any more
+    return int(ExitCode.OK)
 
 
 def _options(
@@ -98,11 +99,14 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
         logs.configure(
             target, as_json=as_json, scrub=backend.secrets.scrub, level=given.lifecycle_log_level
         )
-        yield
-        logging.getLogger().handlers.clear()
+        try:
+            yield
+        finally:
+            # Not none: without any, Python prints warnings of threads that are left to stderr.
+            logging.getLogger().handlers[:] = [logging.NullHandler()]
 
 
-def _run(backend: VLLMBackend, settings: Settings, stream: TextIO) -> int:
+def _run(backend: VLLMBackend, settings: Settings, stream: TextIO) -> None:
     last_resort = LastResort(
         settings.stop_bound + LAST_RESORT_MARGIN_S, backend.engine.kill, stream
     )
@@ -112,11 +116,8 @@ def _run(backend: VLLMBackend, settings: Settings, stream: TextIO) -> int:
     _keep_start_times(backend.lifecycle, backend.model_path)
     try:
         asyncio.run(backend.run())
-    except Exception as error:
-        return report(error, stream)
     finally:
         last_resort.disarm()
-    return int(ExitCode.OK)
 
 
 def _arm_when_stopping(snapshot: Snapshot, last_resort: LastResort) -> None:

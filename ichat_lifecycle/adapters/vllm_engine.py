@@ -31,6 +31,7 @@ from ichat_lifecycle.ports import Fault, FaultReport, PhaseReport
 log = structlog.get_logger("ichat_lifecycle.engine")
 
 _POLL_S = 0.02
+_EXIT_CODE_TRIES = 10  # times _POLL_S
 
 # What a line of the engine's log says of the phase it is in.
 _PHASES = (
@@ -179,7 +180,15 @@ class VllmEngine:
     def _on_death(self, pid: int, process: Any, on_fault: FaultReport) -> None:
         self._unwatch()
         self._died = True
+        self._tell_death(pid, process, on_fault, _EXIT_CODE_TRIES)
+
+    def _tell_death(self, pid: int, process: Any, on_fault: FaultReport, tries: int) -> None:
         code = process.exitcode
+        if code is None and tries:
+            # vLLM's own monitor, in a thread, is just reaping it: the code is there in a moment.
+            again = (pid, process, on_fault, tries - 1)
+            asyncio.get_running_loop().call_later(_POLL_S, self._tell_death, *again)
+            return
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         lines = self._output.lines if self._output else ()
         on_fault(
