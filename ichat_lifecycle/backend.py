@@ -251,6 +251,7 @@ class VLLMBackend(BaseBackend):
 
     def _uvicorn_options(self) -> Mapping[str, Any]:
         args, layout = self._parsed().vllm, self._layout()
+        self.secrets.collect(args)  # those of a --config file stand in no argv
         self.gate.require_keys(api_keys(layout, args))
         return uvicorn_options(layout, args, self.options.log_config)
 
