@@ -3,48 +3,67 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
-from ichat_lifecycle.bounds import error_of, race
+from ichat_lifecycle.bounds import Abandoned, Interrupted, Latch, error_of, race
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import EngineDiedError
-from ichat_lifecycle.ports import FaultReport, PhaseReport, Ports, VerdictReport
+from ichat_lifecycle.ports import (
+    Companion,
+    Fault,
+    FaultReport,
+    PhaseReport,
+    Ports,
+    Release,
+    VerdictReport,
+)
 from ichat_lifecycle.resources import Released, ResourceStack
 
 log = structlog.get_logger("ichat_lifecycle")
 
+# Runs one call to the world, under this name.
+Call = Callable[[Coroutine[Any, Any, Any], str], Awaitable[Any]]
+
 SOCKET, SERVER, ENGINE, APP, WATCHDOG = "socket", "server", "engine", "app", "watchdog"
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the lifecycle lends its actions.
+
+    `hurry` is set when a stop is to happen at once: no drain, the engine ended by force.
+    `interrupt` is set when a stop or a fault ends whatever else goes on. `call` makes one call to
+    the world on the way up, within the deadline that holds now.
+    """
+
+    hurry: Latch
+    interrupt: Latch
+    call: Call
+    on_fault: FaultReport
+    on_phase: PhaseReport
+    on_verdict: VerdictReport
+    on_released: Callable[[Released], None]
 
 
 class Actions:
     """Acquires and releases through the ports; decides nothing.
 
-    Args:
-        hurry: set when a stop is to happen at once: no drain, the engine ended by force.
+    `abandoned` holds what was cancelled on the way and may not have ended.
     """
 
     def __init__(
-        self,
-        ports: Ports,
-        settings: Settings,
-        resources: ResourceStack,
-        hurry: asyncio.Event,
-        *,
-        on_fault: FaultReport,
-        on_phase: PhaseReport,
-        on_verdict: VerdictReport,
-        on_released: Callable[[Released], None],
+        self, ports: Ports, settings: Settings, resources: ResourceStack, hooks: Hooks
     ) -> None:
         self._ports = ports
         self._settings = settings
         self._resources = resources
-        self._hurry = hurry
-        self._on_fault = on_fault
-        self._on_phase = on_phase
-        self._on_verdict = on_verdict
-        self._on_released = on_released
+        self._hooks = hooks
+        self.abandoned = Abandoned()
+        self._engines = 0
 
     def by_name(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """The actions by the names in the table."""
@@ -57,29 +76,65 @@ class Actions:
             "stop": self.stop,
         }
 
+    async def start_companion(self, companion: Companion) -> None:
+        stop = self._settings.stop.companion
+        await self._acquire(companion.name, companion.start, companion.stop, stop)
+
     async def bind(self) -> None:
         # The server answers 503 from here on: a port that is bound and silent hangs its clients.
-        stop = self._settings.stop
-        self._resources.push(SOCKET, self._ports.binder.release, stop.socket)
-        sock = await self._ports.binder.bind()
-        self._resources.push(SERVER, self._ports.server.close, stop.server)
-        await self._ports.server.open(sock, self._on_fault)
+        stop, binder, server = self._settings.stop, self._ports.binder, self._ports.server
+        sock = await self._acquire(SOCKET, binder.bind, binder.release, stop.socket)
+        await self._acquire(
+            SERVER, lambda: server.open(sock, self._hooks.on_fault), server.close, stop.server
+        )
 
     async def start_engine(self) -> None:
-        self._resources.push(ENGINE, self._release_engine, self._settings.stop.engine)
-        await self._ports.engine.start(self._on_fault, self._on_phase)
+        self._engines += 1
+        report, engine = self._fault_report(self._engines), self._ports.engine
+        await self._acquire(
+            ENGINE,
+            lambda: engine.start(report, self._hooks.on_phase),
+            self._release_engine,
+            self._settings.stop.engine,
+        )
+
+    def _fault_report(self, engine: int) -> FaultReport:
+        def report(fault: Fault) -> None:
+            # The death of an engine that is being replaced is not one of its successor.
+            if engine == self._engines:
+                self._hooks.on_fault(fault)
+
+        return report
 
     async def serve(self) -> None:
-        self._resources.push(APP, self._ports.server.detach, self._settings.stop.app)
-        await self._ports.server.attach()
+        server = self._ports.server
+        await self._acquire(APP, server.attach, server.detach, self._settings.stop.app)
 
     async def become_ready(self) -> None:
-        self._resources.push(WATCHDOG, self._ports.watchdog.stop, self._settings.stop.watchdog)
-        await self._ports.watchdog.start(self._on_verdict)
+        watchdog = self._ports.watchdog
+        await self._acquire(
+            WATCHDOG,
+            lambda: watchdog.start(self._hooks.on_verdict),
+            watchdog.stop,
+            self._settings.stop.watchdog,
+        )
+
+    async def _acquire(
+        self,
+        name: str,
+        acquire: Callable[[], Coroutine[Any, Any, Any]],
+        release: Release,
+        deadline_s: float,
+    ) -> Any:
+        """What is not begun is not held; what fails half way is."""
+        if self._hooks.interrupt.is_set():
+            raise Interrupted
+        self._resources.push(name, release, deadline_s)
+        return await self._hooks.call(acquire(), name)
 
     async def restart_engine(self) -> None:
         await self._cut()
-        await self._resources.release_above(SERVER, self._on_released)
+        await self._resources.release_above(SERVER, self._hooks.on_released, self._hooks.interrupt)
         if self._resources.lost:
             lost = ", ".join(self._resources.lost)
             raise EngineDiedError(
@@ -89,38 +144,53 @@ class Actions:
 
     async def stop(self) -> None:
         """Drains, then releases everything. Raises nothing: each error is reported."""
-        if SERVER in self._resources.names:
-            await self.drain()
-        await self._resources.release_above(None, self._on_released)
+        if SERVER in self._resources.names and not await self._drained(self._hooks.hurry):
+            await self._cut()
+        await self._resources.release_above(None, self._hooks.on_released)
 
     async def drain(self) -> None:
-        """Lets running requests finish, and cuts what is left at the deadline or on a hurry."""
-        deadline_s = self._settings.stop.drain
-        if not await self._tried(self._ports.server.drained(), deadline_s, self._hurry):
+        """Lets running requests finish, and cuts what is left at the deadline.
+
+        Raises:
+            Interrupted: a stop or a fault came first. Nothing was cut.
+        """
+        if not await self._drained(self._hooks.interrupt):
+            if self._hooks.interrupt.is_set():
+                raise Interrupted
             await self._cut()
 
+    async def _drained(self, interrupt: Latch) -> bool:
+        drained = self._ports.server.drained()
+        return await self._tried("drain", drained, self._settings.stop.drain, interrupt)
+
     async def _cut(self) -> None:
-        if not await self._tried(self._ports.server.cut(), self._settings.stop.cut):
+        if not await self._tried("cut", self._ports.server.cut(), self._settings.stop.cut):
             log.warning("cut_incomplete", in_flight=self._ports.server.in_flight)
 
     async def _tried(
-        self, work: Awaitable[None], deadline_s: float, interrupt: asyncio.Event | None = None
+        self,
+        what: str,
+        work: Coroutine[Any, Any, None],
+        deadline_s: float,
+        interrupt: Latch | None = None,
     ) -> bool:
         """Whether `work` ended well; a failure is logged, as nothing may stop a stop."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.create_task(work, name=what)
         try:
             if not await race(task, deadline_s, interrupt):
                 return False
         finally:
             task.cancel()
+            self.abandoned.add(task)
         if error := error_of(task):
-            log.error("drain_failed", error=repr(error))
+            log.error(f"{what}_failed", error=repr(error))
         return error is None
 
     async def _release_engine(self) -> None:
-        release = asyncio.ensure_future(self._ports.engine.release(now=self._hurry.is_set()))
+        self._engines += 1  # whatever it reports from now on is our own doing
+        release = asyncio.ensure_future(self._ports.engine.release(now=self._hooks.hurry.is_set()))
         try:
-            if not await race(release, None, self._hurry):
+            if not await race(release, None, self._hooks.hurry):
                 self._ports.engine.kill()
             await release
         finally:

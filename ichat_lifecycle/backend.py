@@ -1,11 +1,10 @@
-"""The iChat interface: `BaseBackend`, and `VLLMBackend`, which puts real ports behind a lifecycle.
+"""The iChat interface: `VLLMBackend`, which puts real ports behind a lifecycle.
 
 An iChat worker makes one, awaits `run()` in a task, and cancels that task to stop.
 """
 
 from __future__ import annotations
 
-import abc
 import argparse
 import asyncio
 import multiprocessing
@@ -34,46 +33,16 @@ from ichat_lifecycle.adapters.vllm_engine import VllmEngine
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.adapters.watchdog import RpcWatchdog
 from ichat_lifecycle.arguments import ParsedArguments
+from ichat_lifecycle.base_backend import LifecycleBackend
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
-from ichat_lifecycle.lifecycle import Lifecycle
 from ichat_lifecycle.ports import Address, Companion, Ports
 from ichat_lifecycle.preflight import scan
 from ichat_lifecycle.redact import Secrets, redact
-
-
-class BaseBackend(abc.ABC):
-    """What an iChat worker needs of any backend.
-
-    Attributes:
-        server_ready: set exactly while the backend can be routed to.
-    """
-
-    server_ready: asyncio.Event
-
-    @abc.abstractmethod
-    def get_backend_args(self) -> argparse.Namespace:
-        """The backend's own arguments, parsed and validated."""
-
-    @abc.abstractmethod
-    async def run(self) -> None:
-        """Lives until stopped, cancelled or failed; then everything is released."""
-
-    @abc.abstractmethod
-    def cleanup(self) -> None:
-        """Asks for the end; safe at any time, any number of times."""
-
-    def is_server_ready(self) -> bool:
-        """Whether the backend can be routed to now."""
-        return self.server_ready.is_set()
-
-    async def wait_for_server_ready(self) -> None:
-        """Returns once the backend can be routed to."""
-        await self.server_ready.wait()
 
 
 @dataclass(slots=True)
@@ -107,7 +76,7 @@ class Options:
     known_flags: tuple[str, ...] = ()
 
 
-class VLLMBackend(BaseBackend):
+class VLLMBackend(LifecycleBackend):
     """vLLM's OpenAI-compatible server in this process, with an explicit life.
 
     Args:
@@ -132,7 +101,6 @@ class VLLMBackend(BaseBackend):
     ) -> None:
         _refuse_in_engine_process()
         self.options = options or Options()
-        self.server_ready = backend_ready_event or asyncio.Event()
         self._scan = scan(framework_args, backend_argv)
         self._arguments = VllmArguments(
             framework_args, backend_argv, self.options.adopt_loggers, self.options.known_flags
@@ -144,11 +112,11 @@ class VLLMBackend(BaseBackend):
         self.secrets.collect_environment(os.environ)
         self.secrets.add(self.options.control_token)
         self.secrets.collect(backend_argv)
-        self._compose()
+        self._compose(backend_ready_event)
 
     # --- composition
 
-    def _compose(self) -> None:
+    def _compose(self, ready_event: asyncio.Event | None) -> None:
         options = self.options
         self.engine = VllmEngine(
             lambda: self._parsed().vllm,
@@ -160,7 +128,7 @@ class VLLMBackend(BaseBackend):
         self.binder = SocketBinder(self._address)
         heartbeat = self._heartbeat()
         companions = (heartbeat,) if heartbeat else ()
-        self.lifecycle = Lifecycle(self._ports(companions), options.settings, self.server_ready)
+        super().__init__(self._ports(companions), options.settings, ready_event)
         if heartbeat:
             self.lifecycle.listeners.append(heartbeat.changed)
 
@@ -348,33 +316,9 @@ class VLLMBackend(BaseBackend):
         """
         self._loop = asyncio.get_running_loop()
         try:
-            await self.lifecycle.run()
+            await super().run()
         finally:
             self._loop = None
-
-    def cleanup(self) -> None:
-        """Asks for a graceful stop; safe at any time, from any thread, any number of times."""
-        self.lifecycle.ask_to_stop("cleanup()")
-
-    async def wait_for_server_ready(self) -> None:
-        """Returns once the state is READY.
-
-        Raises:
-            LifecycleError: the life ended before it ever was.
-        """
-        ready = asyncio.create_task(self.server_ready.wait())
-        ended = asyncio.create_task(self.lifecycle.ended())
-        try:
-            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
-            ended.cancel()
-        if not self.server_ready.is_set():
-            reason = self.lifecycle.snapshot.reason
-            raise LifecycleError(
-                "the backend ended before it was ready",
-                root_cause=reason.message if reason else None,
-            )
 
 
 def _refuse_in_engine_process() -> None:

@@ -5,25 +5,89 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import structlog
+
+from ichat_lifecycle.errors import TransitionRefused
+
+log = structlog.get_logger("ichat_lifecycle")
+
+
+class Interrupted(Exception):
+    """A stop was asked for, or the engine or the server ended, while something else went on."""
+
+
+class Latch:
+    """Stays set once set. Like `asyncio.Event`, but `race` waits for it without a task."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        """Sets it and wakes everyone who waits; on the loop only."""
+        self._set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def clear(self) -> None:
+        """Unsets it; who was woken stays awake."""
+        self._set = False
+        self._waiter = None
+
+    def waiter(self) -> asyncio.Future[None]:
+        """A future, the same for everyone, that is done once this is set. Not to be cancelled."""
+        if self._waiter is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            if self._set:
+                self._waiter.set_result(None)
+        return self._waiter
+
+
+class Abandoned:
+    """Tasks that were cancelled and may not have ended; what they fail with later is logged."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    def add(self, task: asyncio.Task[Any]) -> None:
+        if not task.done():
+            self._tasks.append(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        error = error_of(task)
+        # A transition that was given up says so; nobody needs to hear it.
+        if error and not isinstance(error, asyncio.CancelledError | TransitionRefused):
+            log.warning("abandoned_with_error", task=task.get_name(), error=repr(error))
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The names of those that still run."""
+        self._tasks = [task for task in self._tasks if not task.done()]
+        return tuple(task.get_name() for task in self._tasks)
+
+    async def wait(self, timeout_s: float) -> None:
+        """Waits until all have ended or time is up."""
+        if self.running:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
 
 async def race(
-    task: asyncio.Future[Any], timeout_s: float | None, interrupt: asyncio.Event | None = None
+    task: asyncio.Future[Any], timeout_s: float | None, interrupt: Latch | None = None
 ) -> bool:
     """Waits until the task ends, time is up, or `interrupt` is set; says whether the task ended.
 
     Unlike `asyncio.timeout` it neither cancels the task nor waits for what it does about that; both
     are the caller's. Raises only CancelledError, when the caller is cancelled.
     """
-    waiter = asyncio.ensure_future(interrupt.wait()) if interrupt is not None else None
-    try:
-        await asyncio.wait(
-            {task, waiter} if waiter is not None else {task},
-            timeout=timeout_s,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-    finally:
-        if waiter is not None:
-            waiter.cancel()
+    await asyncio.wait(
+        {task} if interrupt is None else {task, interrupt.waiter()},
+        timeout=timeout_s,
+        return_when=asyncio.FIRST_COMPLETED,
+    )
     return task.done()
 
 

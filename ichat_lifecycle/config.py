@@ -71,9 +71,10 @@ class Stop(_Section):
     watchdog: Seconds = Field(1, gt=0, description="stopping the watchdog")
     app: Seconds = Field(2, gt=0, description="shutting vLLM's app down")
     engine: Seconds = Field(5, gt=0, description="ending the engine and its processes")
-    server: Seconds = Field(2, gt=0, description="closing the HTTP server")
+    server: Seconds = Field(1.5, gt=0, description="closing the HTTP server")
     socket: Seconds = Field(0.5, gt=0, description="closing the socket")
     companion: Seconds = Field(1, gt=0, description="each of control plane and heartbeat")
+    leftovers: Seconds = Field(0.5, gt=0, description="what ignored its cancellation so far")
 
 
 COMPANIONS_AT_MOST = 2  # the control plane and the heartbeat
@@ -101,6 +102,7 @@ class Settings(_Section):
             "server": s.server,
             "socket": s.socket,
             "heartbeat and control plane": s.companion * COMPANIONS_AT_MOST,
+            "what ignored its cancellation": s.leftovers,
         }
 
     @property

@@ -42,5 +42,11 @@ GUARDS: Mapping[str, Guard] = {
 
 
 def failing(names: tuple[str, ...], facts: Facts) -> tuple[str, ...]:
-    """The guards among `names` that do not hold for `facts`, in order."""
-    return tuple(name for name in names if not GUARDS[name](facts))
+    """The guards among `names` that do not hold for `facts`, in order.
+
+    Only `True` holds: a guard that says anything else is broken, and a broken guard refuses.
+
+    Raises:
+        KeyError: there is no guard of that name.
+    """
+    return tuple(name for name in names if GUARDS[name](facts) is not True)

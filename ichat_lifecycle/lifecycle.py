@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
 
-from ichat_lifecycle.actions import ENGINE, SERVER, SOCKET, Actions
-from ichat_lifecycle.bounds import race
+from ichat_lifecycle.actions import ENGINE, SERVER, SOCKET, Actions, Hooks
+from ichat_lifecycle.bounds import Interrupted, Latch, race
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import (
     DeadlineError,
@@ -33,11 +33,17 @@ from ichat_lifecycle.ports import Fault, Ports
 from ichat_lifecycle.recorder import Recorder
 from ichat_lifecycle.resources import Released, ResourceStack
 from ichat_lifecycle.states import State, Trigger
-from ichat_lifecycle.supervision import Interrupted, Supervisor
+from ichat_lifecycle.supervision import Supervisor
 
 log = structlog.get_logger("ichat_lifecycle")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    at_s: float
+    message: str
 
 
 class Lifecycle:
@@ -59,27 +65,28 @@ class Lifecycle:
         # Called at once in the asker's own thread: a loop that is blocked hears of no stop.
         self.stop_hooks: list[Callable[[], None]] = []
         self._ports = ports
-        self._hurry = asyncio.Event()
-        self._stop_asked = asyncio.Event()
-        self._interrupt = asyncio.Event()
+        self._hurry = Latch()
+        self._stop_asked = Latch()
+        self._interrupt = Latch()
         self._ended = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fault: Fault | None = None
         self._cause: BaseException | None = None
         self._stop_cause: str | None = None
-        self._facts = Facts(recover_after=settings.health.recover_after)
+        self._known: dict[str, Any] = {"recover_after": settings.health.recover_after}
         self._fired_at = 0.0
+        self._limit: _Limit | None = None
         self._supervisor = Supervisor(self, ports)
-        self._actions = Actions(
-            ports,
-            settings,
-            self.resources,
-            self._hurry,
+        hooks = Hooks(
+            hurry=self._hurry,
+            interrupt=self._interrupt,
+            call=self.bounded,
             on_fault=self.post_fault,
             on_phase=self.report_phase,
             on_verdict=self._supervisor.on_verdict,
             on_released=_log_release,
         )
+        self._actions = Actions(ports, settings, self.resources, hooks)
         self._machine = Machine(self._take_facts, self._actions.by_name(), self._entered)
 
     # --- what others may call, from any thread unless it says otherwise
@@ -192,7 +199,7 @@ class Lifecycle:
 
     def learn(self, **facts: Any) -> None:
         """Facts for the guards that only the writer can know."""
-        self._facts = replace(self._facts, **facts)
+        self._known.update(facts)
 
     def fault_error(self) -> LifecycleError | None:
         """The fault that has been posted, as the error it ends in; None where there is none."""
@@ -207,6 +214,11 @@ class Lifecycle:
         """Whether the engine has been released, in full or in part."""
         return ENGINE not in self.resources.names or bool(self.resources.lost)
 
+    @property
+    def stop_asked(self) -> bool:
+        """Whether this life is to end."""
+        return self._stop_asked.is_set()
+
     def forget_fault(self) -> None:
         """The engine that had the fault is being replaced."""
         self._fault = None
@@ -219,62 +231,83 @@ class Lifecycle:
 
     async def fire(self, trigger: Trigger) -> None:
         """One transition, in the caller's task."""
-        self._fired_at = self._now()
+        if not self._machine.busy:  # else it is refused, and must change nothing
+            self._fired_at = self._now()
         await self._machine.fire(trigger)
 
-    async def bounded(self, work: Coroutine[Any, Any, T], deadline_s: float | None, what: str) -> T:
-        """Runs `work` until it ends, its deadline, a stop, or a fault, whichever comes first.
+    @contextlib.contextmanager
+    def deadline(self, seconds: float, what: str) -> Iterator[None]:
+        """All `bounded` calls within it end by then; the nearest deadline counts.
+
+        Raises:
+            Interrupted: a stop or a fault was there first; nothing has begun.
+        """
+        if self._interrupt.is_set():
+            raise Interrupted
+        outer = self._limit
+        limit = _Limit(self._now() + seconds, f"{what} took longer than {seconds:g} s")
+        self._limit = limit if outer is None or limit.at_s < outer.at_s else outer
+        try:
+            yield
+        finally:
+            self._limit = outer
+
+    async def bounded(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        """Runs `work` until it ends, the deadline, a stop, or a fault, whichever comes first.
+
+        For single calls to the world only: what ignores its cancellation goes on, and must find
+        nothing further to do.
 
         Raises:
             Interrupted: a stop or a fault came first.
-            DeadlineError: the deadline (in seconds) came first.
+            DeadlineError: the deadline came first.
             BaseException: what `work` raised.
         """
         if self._interrupt.is_set():
             work.close()
             raise Interrupted
+        limit = self._limit
+        left_s = max(0.0, limit.at_s - self._now()) if limit is not None else None
         task = asyncio.create_task(work, name=what)
         ended = False
         try:
-            ended = await race(task, deadline_s, self._interrupt)
+            ended = await race(task, left_s, self._interrupt)
         finally:
             if not ended:
                 await self._abandon(task)
         if ended:
-            return task.result()
-        if self._interrupt.is_set():
+            return _result(task, what)
+        if self._interrupt.is_set() or limit is None:
             raise Interrupted
-        raise DeadlineError(f"{what} took longer than {deadline_s:g} s")
+        raise DeadlineError(limit.message)
 
     async def _abandon(self, task: asyncio.Task[Any]) -> None:
-        """Cancels and waits, within a bound; what ignores that can no longer change the state."""
-        self._machine.give_up()
+        """Cancels and waits, within a bound."""
         task.cancel()
+        self._actions.abandoned.add(task)
         if not await race(task, self.settings.stop.cancel):
             log.warning("cancellation_ignored", task=task.get_name())
-            return
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, TransitionRefused):
-            log.warning("abandoned_with_error", task=task.get_name(), error=repr(error))
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
     def _take_facts(self) -> Facts:
         held = self.resources.names
-        return replace(
-            self._facts,
+        return Facts(
+            **self._known,
             socket_open=SOCKET in held and SERVER in held,
             stop_asked=self._stop_asked.is_set(),
             engine_alive=self._ports.engine.alive and self._fault is None,
             fault_known=self.reason is not None,
             restarts_left=self._supervisor.restarts_left,
-            resources_held=self.resources.unreleased,
+            resources_held=self.resources.unreleased + len(self._actions.abandoned.running),
         )
 
     def _entered(self, trigger: Trigger, source: State, dest: State) -> None:
         if dest is State.READY:
             self.reason = None
+        if dest is State.STOPPING:
+            self._supervisor.refuse_all()
         now = self._now()
         self.recorder.entered(
             trigger,
@@ -331,34 +364,32 @@ class Lifecycle:
     async def _live(self) -> None:
         await self._start_companions()
         start = self.settings.start
-        validate = self._ports.arguments.validate(self.report_phase)
-        await self.bounded(validate, start.arguments_timeout, "validating the arguments")
+        with self.deadline(start.arguments_timeout, "validating the arguments"):
+            await self.bounded(self._ports.arguments.validate(self.report_phase), "arguments")
         self.learn(arguments_valid=True)
+        await self._advance(Trigger.BIND, start.bind_timeout)
         while True:
-            match self._machine.state:
-                case State.PARSED:
-                    await self._advance(Trigger.BIND, start.bind_timeout)
-                case State.BOUND:
-                    await self._start_engine(start.engine_timeout)
-                case State.ENGINE_UP:
-                    self.report_phase("building_app")
-                    await self._advance(Trigger.SERVE, start.serve_timeout)
-                case State.SERVING:
-                    prove = self._prove_readiness()
-                    await self.bounded(prove, start.ready_timeout, "proving readiness")
-                    await self._advance(Trigger.BECOME_READY, start.bind_timeout)
-                case _:
-                    await self._supervise()
+            if self._machine.state in (State.READY, State.DEGRADED):
+                await self._supervise()
+            else:
+                await self._climb()
 
     async def _start_companions(self) -> None:
         for companion in self._ports.companions:
-            self.resources.push(companion.name, companion.stop, self.settings.stop.companion)
             what = f"starting the {companion.name}"
-            await self.bounded(companion.start(), self.settings.start.bind_timeout, what)
+            with self.deadline(self.settings.start.bind_timeout, what):
+                await self._actions.start_companion(companion)
 
-    async def _start_engine(self, deadline_s: float) -> None:
+    async def _climb(self) -> None:
+        """From BOUND to READY."""
+        start = self.settings.start
         try:
-            await self._advance(Trigger.START_ENGINE, deadline_s)
+            await self._advance(Trigger.START_ENGINE, start.engine_timeout)
+            self.report_phase("building_app")
+            await self._advance(Trigger.SERVE, start.serve_timeout)
+            with self.deadline(start.ready_timeout, "proving readiness"):
+                await self._prove_readiness()
+            await self._advance(Trigger.BECOME_READY, start.bind_timeout)
         except LifecycleError as error:
             if not self.snapshot.ever_ready:
                 raise
@@ -372,12 +403,12 @@ class Lifecycle:
 
     async def _prove_readiness(self) -> None:
         self.report_phase("waiting_for_health")
-        while not await self._ports.probe.health():
-            await asyncio.sleep(self.settings.start.poll_interval)
+        while not await self.bounded(self._ports.probe.health(), "health"):
+            await self.bounded(asyncio.sleep(self.settings.start.poll_interval), "between polls")
         self.learn(health_answered=True)
         self.report_phase("warm_up")
         for _ in range(self.settings.warm_up.requests):
-            await self._ports.probe.warm_up()
+            await self.bounded(self._ports.probe.warm_up(), "warm-up")
         self.learn(warmed_up=True)
 
     async def _supervise(self) -> None:
@@ -388,7 +419,8 @@ class Lifecycle:
                 raise  # else a fault, which the next step takes up
 
     async def _advance(self, trigger: Trigger, deadline_s: float) -> None:
-        await self.bounded(self.fire(trigger), deadline_s, f"the action of {trigger}")
+        with self.deadline(deadline_s, f"the action of {trigger}"):
+            await self.fire(trigger)
 
     # --- the end
 
@@ -408,11 +440,10 @@ class Lifecycle:
     async def _end(self) -> None:
         if self._cause is not None:
             self.reason = Reason.of(self._cause)
-        self._machine.give_up()
         await self.fire(Trigger.STOP)
-        self._supervisor.refuse_all()
-        if self.resources.unreleased:
-            lost = ", ".join(self.resources.lost)
+        await self._actions.abandoned.wait(self.settings.stop.leftovers)
+        if left := (*self.resources.lost, *self._actions.abandoned.running):
+            lost = ", ".join(left)
             error = StopDeadlineError(
                 f"not released in time: {lost}", hint="what is left ends with the process"
             )
@@ -420,6 +451,13 @@ class Lifecycle:
             self.recorder.publish(reason=Reason.of(self._cause or error))
         else:
             await self.fire(Trigger.FINISH)
+
+
+def _result(task: asyncio.Task[T], what: str) -> T:
+    if task.cancelled():
+        # Nobody of ours did: as a CancelledError it would pass for a cancellation of run().
+        raise StartError(f"{what} was cancelled from within", code="cancelled_from_within")
+    return task.result()
 
 
 def _log_release(released: Released) -> None:

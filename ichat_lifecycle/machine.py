@@ -13,16 +13,15 @@ The only module that imports `transitions`. What is changed, and why (version 0.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from transitions.core import MachineError
+from transitions.core import EventData, MachineError
 from transitions.extensions.asyncio import AsyncMachine
 
 from ichat_lifecycle.errors import TransitionRefused
-from ichat_lifecycle.guards import GUARDS, Facts, failing
+from ichat_lifecycle.guards import Facts, failing
 from ichat_lifecycle.states import TABLE, Row, State, Trigger, When, row_for
 
 # The library logs at ERROR what it then raises; the journal says it once, with its cause.
@@ -44,10 +43,60 @@ class _SequentialMachine(AsyncMachine):  # type: ignore[misc]  # transitions is 
         return None
 
 
-class _Model:
-    """What `transitions` decorates with `state` and one method per trigger."""
+def _build() -> AsyncMachine:
+    """The table as the library wants it. One serves every life: what differs is the model's.
 
-    state: str
+    Raises:
+        KeyError: a row names a guard that does not exist.
+    """
+    machine = _SequentialMachine(
+        model=None,
+        states=[state.value for state in State],
+        initial=State.PARSED.value,
+        auto_transitions=False,
+        queued=False,
+        send_event=True,
+        model_attribute="value",
+    )
+    for row in TABLE:
+        failing(row.guards, Facts())
+        for source in row.sources:
+            _add(machine, row, source)
+    return machine
+
+
+def _add(machine: AsyncMachine, row: Row, source: State) -> None:
+    def hold(event: EventData) -> bool:
+        return not failing(row.guards, event.model.facts())
+
+    async def act(event: EventData) -> None:
+        if row.action is not None:
+            await event.model.actions[row.action]()
+
+    async def enter(event: EventData) -> None:
+        event.model.entered(row.trigger, source, row.dest)
+
+    machine.add_transition(
+        row.trigger.value,
+        source.value,
+        row.dest.value,
+        conditions=[hold],
+        before=[act] if row.when is When.BEFORE else [],
+        after=[enter] if row.when is When.BEFORE else [enter, act],
+    )
+
+
+class _Model:
+    """One life's own part: what the callbacks of the table's rows find in their event."""
+
+    def __init__(
+        self, facts: Callable[[], Facts], actions: Mapping[str, Action], entered: Entered
+    ) -> None:
+        self.value = State.PARSED.value
+        self.facts = facts
+        self.actions = {row.action: actions[row.action] for row in TABLE if row.action}
+        self.entered = entered
+        self.busy = False
 
 
 class Machine:
@@ -57,85 +106,49 @@ class Machine:
         facts: gives the facts the guards look at, at the moment of asking.
         actions: the effects by the names the table uses.
         entered: called in the same step as the change of state; must not block, await or raise.
+
+    Raises:
+        KeyError: a row names an action that `actions` has not.
     """
 
     def __init__(
         self, facts: Callable[[], Facts], actions: Mapping[str, Action], entered: Entered
     ) -> None:
-        self._facts = facts
-        self._entered = entered
-        self._wanted: object | None = None
-        self._model = _Model()
-        machine = _SequentialMachine(
-            model=self._model,
-            states=[state.value for state in State],
-            initial=State.PARSED.value,
-            auto_transitions=False,
-            queued=False,
-        )
-        for row in TABLE:
-            self._add(machine, row, actions)
-
-    def _add(self, machine: AsyncMachine, row: Row, actions: Mapping[str, Action]) -> None:
-        action = [actions[row.action]] if row.action else []
-        for source in row.sources:
-
-            async def enter(source: State = source) -> None:
-                self._entered(row.trigger, source, row.dest)
-
-            machine.add_transition(
-                row.trigger.value,
-                source.value,
-                row.dest.value,
-                conditions=[self._condition(name) for name in row.guards],
-                before=[*(action if row.when is When.BEFORE else []), self._still_wanted],
-                after=[enter, *(action if row.when is When.AFTER else [])],
-            )
-
-    def _condition(self, name: str) -> Callable[[], bool]:
-        return lambda: GUARDS[name](self._facts()) is True
-
-    async def _still_wanted(self) -> None:
-        # Invariant: a transition that was given up never changes the state, however late its
-        # action comes back. Nothing suspends between this check and the change.
-        if self._wanted is not asyncio.current_task():
-            raise TransitionRefused("the transition was given up while its action ran")
+        self._model = _Model(facts, actions, entered)
 
     @property
     def state(self) -> State:
-        return State(self._model.state)
+        return State(self._model.value)
 
     @property
     def busy(self) -> bool:
         """Whether a transition is in flight."""
-        return self._wanted is not None
+        return self._model.busy
 
     async def fire(self, trigger: Trigger) -> None:
         """Runs one transition to its end, in the caller's task.
 
         Raises:
             TransitionRefused: no row from this state, a guard does not hold, another transition is
-                in flight, or this one was given up. Nothing has changed.
+                in flight. Nothing has changed.
             BaseException: what the row's action raised; the state has not changed.
         """
-        source = self.state
-        if self._wanted is not None:
+        source, model = self.state, self._model
+        if model.busy:
             raise TransitionRefused(f"{trigger} from {source}: another transition is in flight")
-        self._wanted = token = asyncio.current_task()
+        model.busy = True
         try:
-            done = await getattr(self._model, trigger.value)()
+            done = await _TABLE.events[trigger.value].trigger(model)
         except MachineError as error:
             raise TransitionRefused(f"{trigger} is not allowed from {source}") from error
         finally:
-            if self._wanted is token:
-                self._wanted = None
+            model.busy = False
         if not done:
             row = row_for(source, trigger)
-            missing = failing(row.guards, self._facts()) if row else ()
+            missing = failing(row.guards, model.facts()) if row else ()
             raise TransitionRefused(
-                f"{trigger} from {source}: guard {', '.join(missing) or 'conditions'} does not hold"
+                f"{trigger} from {source}: guard {', '.join(missing)} does not hold"
             )
 
-    def give_up(self) -> None:
-        """Disowns the transition in flight: its action may still end, the state will not change."""
-        self._wanted = None
+
+_TABLE = _build()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ichat_lifecycle.bounds import error_of, race
+from ichat_lifecycle.bounds import Abandoned, Interrupted, Latch, error_of, race
 from ichat_lifecycle.ports import Release
 
 
@@ -29,11 +29,15 @@ class Released:
 
 
 class ResourceStack:
-    """Acquisitions are pushed BEFORE they start: one that fails half way is released too."""
+    """Acquisitions are pushed BEFORE they start: one that fails half way is released too.
+
+    `abandoned` holds releases that outran their deadline and were cancelled.
+    """
 
     def __init__(self) -> None:
         self._held: list[Held] = []
         self._lost: list[str] = []
+        self.abandoned = Abandoned()
 
     def push(self, name: str, release: Release, deadline_s: float) -> None:
         self._held.append(Held(name, release, deadline_s))
@@ -53,31 +57,41 @@ class ResourceStack:
         return tuple(self._lost)
 
     async def release_above(
-        self, name: str | None, on_released: Callable[[Released], None]
+        self,
+        name: str | None,
+        on_released: Callable[[Released], None],
+        interrupt: Latch | None = None,
     ) -> None:
         """Releases what was acquired after `name` (None: everything), newest first.
 
-        Never raises but for cancellation: each outcome goes to `on_released`.
+        Each outcome goes to `on_released`.
+
+        Raises:
+            Interrupted: `interrupt` was set; the rest is still held.
+            asyncio.CancelledError: the same, when the caller is cancelled.
         """
         while self._held and self._held[-1].name != name:
             held = self._held.pop()  # before its release: a second caller cannot release it again
-            on_released(await self._release(held))
+            on_released(await self._release(held, interrupt))
 
-    async def _release(self, held: Held) -> Released:
+    async def _release(self, held: Held, interrupt: Latch | None) -> Released:
         loop = asyncio.get_running_loop()
         began = loop.time()
         task = loop.create_task(_call(held.release), name=f"release-{held.name}")
-        error: BaseException | None
         try:
-            ended = await race(task, held.deadline_s)
-        except asyncio.CancelledError:
+            ended = await race(task, held.deadline_s, interrupt)
+            if not ended and interrupt is not None and interrupt.is_set():
+                raise Interrupted
+        except (asyncio.CancelledError, Interrupted):
             # It goes on: whoever releases next waits for it, instead of taking it for done.
             self.push(held.name, lambda: task, held.deadline_s)
             raise
+        error: BaseException | None
         if ended:
             error = error_of(task)
         else:
             task.cancel()
+            self.abandoned.add(task)
             error = TimeoutError(f"{held.name}: not released within {held.deadline_s:g} s")
         if error is not None:
             self._lost.append(held.name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from ichat_lifecycle.bounds import Interrupted
 from ichat_lifecycle.errors import (
     CommandFailed,
     EngineDiedError,
@@ -34,10 +35,6 @@ RESTART_ASKED = Reason("restart_asked", "an operator asked for a new engine")
 # Commands wait for an engine that may be busy; longer than any RPC should take, short of for ever.
 COMMAND_TIMEOUT_S = 60.0
 INBOX_LIMIT = 1000
-
-
-class Interrupted(Exception):
-    """A stop was asked for, or the engine or the server ended, while something else was running."""
 
 
 @dataclass(slots=True)
@@ -103,7 +100,7 @@ class Supervisor:
         if (fault := self._life.fault_error()) is not None:
             await self._lose_engine(fault)
             return
-        item = await self._life.bounded(self._inbox.get(), None, "supervising")
+        item = await self._life.bounded(self._inbox.get(), "supervising")
         if isinstance(item, Command):
             await self._run(item)
         else:
@@ -175,9 +172,8 @@ class Supervisor:
 
     async def _canary_answers(self) -> bool:
         try:
-            await self._life.bounded(
-                self._ports.probe.canary(), self._health.canary_timeout, "the canary"
-            )
+            with self._life.deadline(self._health.canary_timeout, "the canary"):
+                await self._life.bounded(self._ports.probe.canary(), "canary")
         except Interrupted:
             raise
         except Exception as error:
@@ -190,19 +186,17 @@ class Supervisor:
     async def _lose_engine(self, error: LifecycleError) -> None:
         """READY or DEGRADED without an engine: restart it if the budget allows, else end."""
         await self._degrade(Reason.of(error))
-        if error.code == "server_exited" or not self.restarts_left:
+        if error.code == "server_exited" or not self.restarts_left or self._life.stop_asked:
             raise error
         self._life.forget_fault()
-        stop = self._life.settings.stop
-        release_s = stop.cut + stop.watchdog + stop.app + stop.engine
-        await self._life.bounded(self._replace_engine(), release_s, "restarting the engine")
+        await self._replace_engine()
         self._restarts_spent += 1
 
     async def _replace_engine(self) -> None:
         self._misses = 0
-        self._count(0)
         self._life.learn(health_answered=False, warmed_up=False)
         await self._life.fire(Trigger.RESTART_ENGINE)
+        self._forget_verdicts()
 
     # --- commands
 
@@ -212,8 +206,8 @@ class Supervisor:
         if command.name in ("restart", "sleep"):
             deadline_s += self._life.settings.stop.drain
         try:
-            work = self._commands[command.name](command.argument)
-            await self._life.bounded(work, deadline_s, command.name)
+            with self._life.deadline(deadline_s, command.name):
+                await self._commands[command.name](command.argument)
             outcome = None
         except Interrupted:
             raise
@@ -242,11 +236,11 @@ class Supervisor:
         # And vLLM's sleep aborts what runs.
         await self._degrade(ASLEEP)
         await self._life.drain()
-        await self._ports.engine.sleep(level)
+        await self._life.bounded(self._ports.engine.sleep(level), "sleep")
         self._forget_verdicts()
 
     def _forget_verdicts(self) -> None:
-        """Answers from before the engine slept say nothing of it now."""
+        """Answers from before the engine slept, or was another one, say nothing of it now."""
         self._count(0)
         waiting = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
         for item in waiting:
@@ -254,11 +248,11 @@ class Supervisor:
                 self._inbox.put_nowait(item)
 
     async def _wake(self, _: Any) -> None:
-        await self._ports.engine.wake_up()
+        await self._life.bounded(self._ports.engine.wake_up(), "wake")
         self._ports.watchdog.pace(self._health.recovery_interval)
 
     async def _reset_prefix_cache(self, _: Any) -> None:
-        await self._ports.engine.reset_prefix_cache()
+        await self._life.bounded(self._ports.engine.reset_prefix_cache(), "reset_prefix_cache")
 
 
 def _settle(done: asyncio.Future[None], outcome: Exception | None) -> None:

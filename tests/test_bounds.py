@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ichat_lifecycle.bounds import error_of, race
+from ichat_lifecycle.bounds import Latch, error_of, race
 from ichat_lifecycle.testing.virtual_time import run_virtual
 
 
@@ -35,7 +35,7 @@ def raced(
     async def main() -> tuple[bool, float, bool]:
         loop = asyncio.get_running_loop()
         task = loop.create_task(work)
-        interrupt = asyncio.Event()
+        interrupt = Latch()
         if interrupt_after_s is not None:
             loop.call_later(interrupt_after_s, interrupt.set)
         ended = await race(task, timeout_s, interrupt if interrupt_after_s is not None else None)
@@ -88,7 +88,7 @@ def test_the_tasks_own_error_is_not_raised(error: BaseException) -> None:
 def test_cancelling_the_caller_leaves_the_task_running() -> None:
     async def main() -> None:
         task = asyncio.ensure_future(works(2))
-        racing = asyncio.ensure_future(race(task, 10, asyncio.Event()))
+        racing = asyncio.ensure_future(race(task, 10, Latch()))
         await asyncio.sleep(1)
         racing.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -23,7 +23,8 @@ from ichat_lifecycle.errors import (
 from ichat_lifecycle.lifecycle import Lifecycle
 from ichat_lifecycle.ports import Fault, Verdict, VerdictKind
 from ichat_lifecycle.states import TABLE, State, Trigger
-from ichat_lifecycle.testing.fakes import FakeWorld, Outcome, say
+from ichat_lifecycle.testing.fakes import FakeWorld, say
+from ichat_lifecycle.testing.plan import Outcome
 from ichat_lifecycle.testing.virtual_time import run_virtual
 
 HEALTHY = Verdict(VerdictKind.HEALTHY, 0.001)

@@ -1,4 +1,4 @@
-"""The machine against the table, pair by pair; and the traps of `transitions` that it closes."""
+"""The machine against the table, pair by pair."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from transitions.extensions.asyncio import AsyncMachine
 
 from ichat_lifecycle.errors import TransitionRefused
-from ichat_lifecycle.guards import GUARDS, Facts
-from ichat_lifecycle.machine import Machine, _SequentialMachine
+from ichat_lifecycle.guards import Facts
+from ichat_lifecycle.machine import Machine
 from ichat_lifecycle.states import TABLE, Row, State, Trigger, When, row_for
-from ichat_lifecycle.testing.virtual_time import run_virtual
 
 ALL_HOLD = Facts(
     arguments_valid=True,
@@ -158,18 +156,6 @@ def test_all_guards_that_do_not_hold_are_named() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("said", ["yes", 1, None])
-def test_a_guard_that_does_not_say_true_refuses(monkeypatch: pytest.MonkeyPatch, said: Any) -> None:
-    """Trap 6: the stock class compares what a guard returns, whatever that is."""
-    monkeypatch.setitem(GUARDS, "arguments_valid", lambda facts: said)
-
-    async def main() -> None:
-        bench = await Bench.at(State.PARSED)
-        await bench.refused(Trigger.BIND)
-
-    asyncio.run(main())
-
-
 # --- actions that fail, are cancelled, come back late
 
 
@@ -217,52 +203,6 @@ def test_cancelling_the_caller_cancels_the_action(source: State, row: Row) -> No
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("source", "row"), FALLIBLE, ids=name_of)
-def test_a_transition_that_was_given_up_changes_nothing(source: State, row: Row) -> None:
-    """Its action comes back well, but late: the state is what another transition made of it."""
-
-    async def main() -> None:
-        bench = await Bench.at(source)
-        go = asyncio.Event()
-        bench.action = go.wait  # type: ignore[assignment]
-        firing = asyncio.create_task(bench.machine.fire(row.trigger))
-        await asyncio.sleep(0)
-        bench.machine.give_up()
-        bench.action = None
-        await bench.machine.fire(Trigger.STOP)
-        go.set()
-        with pytest.raises(TransitionRefused, match="given up"):
-            await firing
-        assert (bench.machine.state, bench.machine.busy) == (State.STOPPING, False)
-        assert [call for call in bench.calls if call[0] is row.trigger] == []
-        await bench.machine.fire(Trigger.FINISH)
-
-    asyncio.run(main())
-
-
-def test_one_that_was_given_up_does_not_disown_its_successor() -> None:
-    """The end of a stale transition leaves the one in flight its claim."""
-
-    async def main() -> None:
-        bench = await Bench.at(State.BOUND)
-        gates = [asyncio.Event(), asyncio.Event()]
-        tasks = []
-        for gate in gates:
-            bench.machine.give_up()
-            bench.action = gate.wait  # type: ignore[assignment]
-            tasks.append(asyncio.create_task(bench.machine.fire(Trigger.START_ENGINE)))
-            await asyncio.sleep(0)
-        gates[0].set()
-        with pytest.raises(TransitionRefused):
-            await tasks[0]
-        assert bench.machine.busy
-        gates[1].set()
-        await tasks[1]
-        assert bench.machine.state is State.ENGINE_UP
-
-    asyncio.run(main())
-
-
 @pytest.mark.parametrize("from_within", [True, False])
 def test_one_transition_at_a_time(from_within: bool) -> None:
     """Neither its own action nor another task can fire while one is in flight."""
@@ -283,140 +223,3 @@ def test_one_transition_at_a_time(from_within: bool) -> None:
         assert bench.machine.state is State.BOUND
 
     asyncio.run(main())
-
-
-# --- the traps of transitions, on its own class and on ours
-
-
-class Model:
-    """What a machine of `transitions` decorates."""
-
-    state: str
-    go: Callable[[], Awaitable[bool]]
-    stop: Callable[[], Awaitable[bool]]
-
-
-def small(machine: type[AsyncMachine], **row: Any) -> Model:
-    """a → b by `go`, both → c by `stop`."""
-    model = Model()
-    both = [["stop", ["a", "b"], "c"], {"trigger": "go", "source": "a", "dest": "b", **row}]
-    machine(model, states=["a", "b", "c"], transitions=both, initial="a", auto_transitions=False)
-    return model
-
-
-STOCK_AND_OURS = pytest.mark.parametrize(
-    ("machine", "trapped"), [(AsyncMachine, True), (_SequentialMachine, False)]
-)
-
-
-async def for_ever() -> None:
-    await asyncio.sleep(1e6)
-
-
-@STOCK_AND_OURS
-def test_trap_1_cancellation_is_swallowed(machine: type[AsyncMachine], trapped: bool) -> None:
-    """Stock: a cancelled caller reads False, and a time-out around a trigger never fires."""
-
-    async def cancelled() -> str:
-        firing = asyncio.ensure_future(small(machine, before=for_ever).go())
-        await asyncio.sleep(0)
-        firing.cancel()
-        await asyncio.wait({firing})
-        return "cancelled" if firing.cancelled() else str(firing.result())
-
-    async def timed_out() -> str:
-        try:
-            async with asyncio.timeout(1):
-                return str(await small(machine, before=for_ever).go())
-        except TimeoutError:
-            return "timed out"
-
-    assert run_virtual(cancelled()) == ("False" if trapped else "cancelled")
-    assert run_virtual(timed_out()) == ("False" if trapped else "timed out")
-
-
-@STOCK_AND_OURS
-def test_trap_2_another_callers_task_is_cancelled(
-    machine: type[AsyncMachine], trapped: bool
-) -> None:
-    """Stock: a second trigger cancels the first caller's task, whose clean-up it does not await."""
-
-    async def main() -> list[str]:
-        seen: list[str] = []
-
-        async def work() -> None:
-            try:
-                await asyncio.sleep(1)
-                seen.append("worked")
-            except asyncio.CancelledError:
-                await asyncio.sleep(1)
-                seen.append("cleaned up")
-                raise
-
-        model = small(machine, before=work)
-        first = asyncio.ensure_future(model.go())
-        await asyncio.sleep(0.1)
-        await model.stop()
-        seen.append("stopped")
-        await asyncio.wait({first})
-        return seen
-
-    assert run_virtual(main()) == ["stopped", "cleaned up" if trapped else "worked"]
-
-
-def test_trap_2_here_the_second_caller_is_refused() -> None:
-    """Ours leaves arbitration to one writer: who comes second is told so, and harms nobody."""
-
-    async def main() -> None:
-        bench = await Bench.at(State.PARSED)
-        bench.action = lambda: asyncio.sleep(1)
-        first = asyncio.create_task(bench.machine.fire(Trigger.BIND))
-        await asyncio.sleep(0.1)
-        assert "in flight" in await bench.refused(Trigger.STOP)
-        await first
-        assert bench.machine.state is State.BOUND
-
-    run_virtual(main())
-
-
-@STOCK_AND_OURS
-def test_trap_5_callbacks_of_one_slot_run_at_once(
-    machine: type[AsyncMachine], trapped: bool
-) -> None:
-    """Stock: the second begins before the first has ended, and goes on after the first failed."""
-
-    async def main() -> list[str]:
-        seen: list[str] = []
-
-        async def first() -> None:
-            await asyncio.sleep(1)
-            seen.append("first fails")
-            raise RuntimeError
-
-        async def second() -> None:
-            seen.append("second begins")
-            await asyncio.sleep(2)
-            seen.append("second ends")
-
-        with pytest.raises(RuntimeError):
-            await small(machine, before=[first, second]).go()
-        await asyncio.sleep(10)
-        return seen
-
-    stock = ["second begins", "first fails", "second ends"]
-    assert run_virtual(main()) == (stock if trapped else ["first fails"])
-
-
-def test_trap_9_automatic_triggers_skip_the_guards() -> None:
-    """Stock: `to_STATE` moves anywhere. Ours has the table's triggers and no others."""
-
-    async def main() -> str:
-        model = Model()
-        AsyncMachine(model, states=["a", "b"], initial="a")
-        await model.to_b()  # type: ignore[attr-defined]
-        return model.state
-
-    assert asyncio.run(main()) == "b"
-    model = Bench().machine._model
-    assert [name for name in dir(model) if name.startswith("to_")] == []
-    assert {t.value for t in Trigger} <= set(dir(model))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from ichat_lifecycle.resources import Released, ResourceStack
-from ichat_lifecycle.testing.fakes import Outcome
+from ichat_lifecycle.testing.plan import Outcome
 from ichat_lifecycle.testing.virtual_time import run_virtual
 
 DEADLINE_S = 5.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from ichat_lifecycle import docs
-from ichat_lifecycle.actions import Actions
+from ichat_lifecycle.actions import Actions, Hooks
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.guards import GUARDS, Facts, Guard, failing
 from ichat_lifecycle.resources import ResourceStack
@@ -32,16 +32,8 @@ def test_every_guard_of_the_table_exists_and_every_guard_is_used() -> None:
 
 
 def test_every_action_of_the_table_exists_and_every_action_is_used() -> None:
-    actions = Actions(
-        FakeWorld().ports(),
-        Settings(),
-        ResourceStack(),
-        asyncio.Event(),
-        on_fault=lambda fault: None,
-        on_phase=lambda phase, fraction: None,
-        on_verdict=lambda verdict: None,
-        on_released=lambda released: None,
-    ).by_name()
+    hooks = cast(Hooks, None)  # nothing is called
+    actions = Actions(FakeWorld().ports(), Settings(), ResourceStack(), hooks).by_name()
     assert {row.action for row in TABLE if row.action} == set(actions)
 
 

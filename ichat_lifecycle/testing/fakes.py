@@ -3,88 +3,187 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.ports import (
+    Fault,
     FaultReport,
     PhaseReport,
     Ports,
     Verdict,
     VerdictReport,
+    Watchdog,
 )
+from ichat_lifecycle.testing.plan import USUAL, Outcome
+
+COMPANIONS = ("control", "heartbeat")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one call does: after `delay_s` it returns, or raises `error`.
+class EngineGone(Exception):
+    """What requests in flight get when the engine dies."""
 
-    `hang` waits until cancelled; `ignore_cancel_s` swallows cancellation and goes on that long.
-    """
 
-    delay_s: float = 0.0
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call to the world. `ended_s` is None while it is under way; times are the loop's."""
+
+    name: str
+    began_s: float
+    ended_s: float | None = None
     error: BaseException | None = None
-    hang: bool = False
-    ignore_cancel_s: float = 0.0
+    cancelled: bool = False
 
-    async def play(self) -> None:
-        try:
-            await asyncio.sleep(1e9 if self.hang else self.delay_s)
-        except asyncio.CancelledError:
-            if not self.ignore_cancel_s:
-                raise
-            await asyncio.sleep(self.ignore_cancel_s)
-        if self.error is not None:
-            raise self.error
+    def was_cancelled(self) -> None:
+        self.cancelled = True
 
 
 @dataclass
 class FakeWorld:
-    """Everything outside the lifecycle: plans in, a log of calls out.
+    """Everything outside the lifecycle: plans in, a history of calls out.
 
-    `plan` names calls as "engine.start", "server.drained", "probe.canary"…; a list is used up one
-    call at a time, its last entry for ever.
+    `plan` names calls as "engine.start", "server.drained", "probe.canary"…; a sequence is used up
+    one call at a time, its last entry for ever. `usual` is how long calls take that have no plan.
     """
 
-    plan: dict[str, Outcome | list[Outcome]] = field(default_factory=dict)
-    calls: list[str] = field(default_factory=list)
-    held: list[str] = field(default_factory=list)
-    released: list[str] = field(default_factory=list)
+    plan: Mapping[str, Outcome | Sequence[Outcome]] = field(default_factory=dict)
+    usual: Mapping[str, float] = field(default_factory=dict)
+    history: list[Call] = field(default_factory=list)
+    # "+name" and "-name", in the order in which resources were acquired and released.
+    touched: list[str] = field(default_factory=list)
     alive: bool = False
+    frozen: bool = False
     asleep: bool = False
     health: bool = True
     in_flight: int = 0
-    on_fault: FaultReport | None = None
+    gate: Gate | None = None
+    app: Any = None
+    hang_up: Callable[[], None] = lambda: None
+    observe: Callable[[], None] = lambda: None
+    faults: list[FaultReport] = field(default_factory=list)
+    on_server_fault: FaultReport | None = None
     on_verdict: VerdictReport | None = None
     paces: list[float] = field(default_factory=list)
+    _asked: dict[str, int] = field(default_factory=dict)
+    _moved: list[asyncio.Future[None]] = field(default_factory=list)
 
-    async def play(self, name: str) -> None:
-        self.calls.append(name)
-        planned = self.plan.get(name, Outcome())
-        if isinstance(planned, list):
-            planned = planned.pop(0) if len(planned) > 1 else planned[0]
-        await planned.play()
+    def __post_init__(self) -> None:
+        self.engine = FakeEngine(self)
+
+    # --- what the ports play
+
+    async def play(self, name: str) -> Outcome:
+        """What the plan says of this call; returns that, for what it answers."""
+        self.observe()
+        outcome = self._next(name)
+        call = Call(name, _now())
+        self.history.append(call)
+        try:
+            await outcome.play(name, self.usual.get(name, 0.0), call.was_cancelled)
+        except BaseException as error:
+            call.error = error
+            raise
+        finally:
+            call.ended_s = _now()
+            self.observe()
+        return outcome
+
+    def _next(self, name: str) -> Outcome:
+        planned = self.plan.get(name, USUAL)
+        if isinstance(planned, Outcome):
+            return planned
+        asked = self._asked.get(name, 0)
+        self._asked[name] = asked + 1
+        return planned[min(asked, len(planned) - 1)]
+
+    async def ask_engine(self, name: str) -> Outcome:
+        """A call that the engine's own process has to answer: never, while that is frozen or dead.
+
+        From vLLM: an RPC is never resolved when EngineCore dies at the wrong moment.
+        """
+        outcome = await self.play(name)
+        while self.frozen or not self.alive:
+            await self._movement()
+        return outcome
+
+    async def work(self, seconds: float) -> None:
+        """What a request has the engine do. Raises EngineGone when that dies meanwhile."""
+        await asyncio.sleep(seconds)
+        while self.frozen and self.alive:
+            await self._movement()
+        if not self.alive:
+            raise EngineGone
+
+    async def _movement(self) -> None:
+        moved = asyncio.get_running_loop().create_future()
+        self._moved.append(moved)
+        await moved
+
+    # --- what happens to the world
+
+    def die(self) -> None:
+        """The engine ends, and tells."""
+        if self.alive:
+            self.alive = False
+            self._wake()
+            self.faults[-1](Fault("engine_died", "the engine was killed", "signal 9"))
+
+    def move(self, *, frozen: bool) -> None:
+        """The engine's process is stopped, or goes on."""
+        self.frozen = frozen
+        self._wake()
+
+    def _wake(self) -> None:
+        moved, self._moved = self._moved, []
+        for waiter in moved:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- what tests read
+
+    @property
+    def calls(self) -> list[str]:
+        return [call.name for call in self.history]
+
+    @property
+    def held(self) -> list[str]:
+        """Every acquisition, in order."""
+        return [name[1:] for name in self.touched if name[0] == "+"]
+
+    @property
+    def released(self) -> list[str]:
+        """Every release, in order."""
+        return [name[1:] for name in self.touched if name[0] == "-"]
 
     def acquire(self, name: str) -> None:
-        self.held.append(name)
+        self.touched.append(f"+{name}")
 
     def let_go(self, name: str) -> None:
-        self.released.append(name)
+        self.touched.append(f"-{name}")
 
-    def ports(self, *companions: str) -> Ports:
-        """All ports, with one companion for each name."""
+    def ports(
+        self,
+        *companions: str,
+        watchdog: Callable[[FakeWorld], Watchdog] | None = None,
+    ) -> Ports:
+        """All ports, with one companion for each name; `watchdog` makes a real one."""
         return Ports(
             arguments=FakeArguments(self),
             binder=FakeBinder(self),
-            engine=FakeEngine(self),
+            engine=self.engine,
             server=FakeServer(self),
             probe=FakeProbe(self),
-            watchdog=FakeWatchdog(self),
+            watchdog=FakeWatchdog(self, watchdog(self) if watchdog else None),
             clock=FakeClock(),
             companions=tuple(FakeCompanion(self, name) for name in companions),
         )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @dataclass
@@ -119,7 +218,9 @@ class FakeEngine:
 
     async def start(self, on_fault: FaultReport, on_phase: PhaseReport) -> None:
         self.world.acquire("engine")
-        self.world.on_fault = on_fault
+        self.world.faults.append(on_fault)
+        self.world.move(frozen=False)
+        self.world.asleep = False
         on_phase("loading_weights", 0.5)
         await self.world.play("engine.start")
         self.world.alive = True
@@ -130,57 +231,71 @@ class FakeEngine:
         await self.world.play("engine.release_now" if now else "engine.release")
 
     def kill(self) -> None:
-        self.world.calls.append("engine.kill")
+        self.world.history.append(Call("engine.kill", _now(), _now()))
 
     async def is_sleeping(self) -> bool:
-        await self.world.play("engine.is_sleeping")
-        return self.world.asleep
+        outcome = await self.world.ask_engine("engine.is_sleeping")
+        return self.world.asleep or outcome.says_no
 
     async def sleep(self, level: int) -> None:
-        await self.world.play("engine.sleep")
+        await self.world.ask_engine("engine.sleep")
         self.world.asleep = True
 
     async def wake_up(self) -> None:
-        await self.world.play("engine.wake_up")
+        await self.world.ask_engine("engine.wake_up")
         self.world.asleep = False
 
     async def reset_prefix_cache(self) -> None:
-        await self.world.play("engine.reset_prefix_cache")
+        await self.world.ask_engine("engine.reset_prefix_cache")
 
     async def describe(self) -> Mapping[str, Any]:
-        await self.world.play("engine.describe")
+        await self.world.ask_engine("engine.describe")
         return {"model": "fake"}
 
 
 @dataclass
 class FakeServer:
+    """With a gate in the world, requests pass through it; without one, `in_flight` is a number."""
+
     world: FakeWorld
 
     @property
     def in_flight(self) -> int:
-        return self.world.in_flight
+        return self.world.gate.in_flight if self.world.gate else self.world.in_flight
 
     async def open(self, sock: Any, on_fault: FaultReport) -> None:
         self.world.acquire("server")
+        self.world.on_server_fault = on_fault
         await self.world.play("server.open")
 
     async def attach(self) -> None:
         self.world.acquire("app")
         await self.world.play("server.attach")
+        if self.world.gate:
+            self.world.gate.app = self.world.app
 
     async def detach(self) -> None:
         self.world.let_go("app")
+        if self.world.gate:
+            self.world.gate.app = None
         await self.world.play("server.detach")
 
     async def drained(self) -> None:
         await self.world.play("server.drained")
+        if self.world.gate:
+            await self.world.gate.drained()
 
     async def cut(self) -> None:
         await self.world.play("server.cut")
+        if self.world.gate:
+            await self.world.gate.cut()
 
     async def close(self) -> None:
         self.world.let_go("server")
-        await self.world.play("server.close")
+        try:
+            await self.world.play("server.close")
+        finally:
+            self.world.hang_up()
 
 
 @dataclass
@@ -188,32 +303,39 @@ class FakeProbe:
     world: FakeWorld
 
     async def health(self) -> bool:
-        await self.world.play("probe.health")
-        return self.world.health
+        outcome = await self.world.play("probe.health")
+        return self.world.health and not outcome.says_no
 
     async def warm_up(self) -> None:
-        await self.world.play("probe.warm_up")
+        await self.world.ask_engine("probe.warm_up")
 
     async def canary(self) -> None:
-        await self.world.play("probe.canary")
+        await self.world.ask_engine("probe.canary")
 
 
 @dataclass
 class FakeWatchdog:
-    """Says only what a test has it say, through `world.on_verdict`."""
+    """Without a real one inside, says only what a test has it say, through `world.on_verdict`."""
 
     world: FakeWorld
+    real: Watchdog | None = None
 
     async def start(self, on_verdict: VerdictReport) -> None:
         self.world.acquire("watchdog")
         self.world.on_verdict = on_verdict
         await self.world.play("watchdog.start")
+        if self.real:
+            await self.real.start(on_verdict)
 
     def pace(self, interval_s: float) -> None:
         self.world.paces.append(interval_s)
+        if self.real:
+            self.real.pace(interval_s)
 
     async def stop(self) -> None:
         self.world.let_go("watchdog")
+        if self.real:
+            await self.real.stop()
         await self.world.play("watchdog.stop")
 
 
@@ -232,14 +354,16 @@ class FakeCompanion:
 
 
 class FakeClock:
-    """Follows the loop's virtual time from a fixed day on."""
+    """Follows the loop's virtual time from a fixed day on; `offset_s` is what it was set off by."""
+
+    offset_s = 0.0
 
     def now(self) -> datetime:
         try:
-            seconds = asyncio.get_running_loop().time()
+            seconds = _now()
         except RuntimeError:
             seconds = 0.0
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds + self.offset_s)
 
 
 def say(world: FakeWorld, *verdicts: Verdict) -> None:
