@@ -1,0 +1,29 @@
+"""The model that all engine tests share; and what the proofs count is told at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ichat_lifecycle.demo_model import make_demo_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory: Path = tmp_path_factory.mktemp("models") / "demo"
+    make_demo_model(directory)
+    return str(directory)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Properties, not prints: they arrive also where several processes share the tests."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("passed", ()):
+        for name, value in report.user_properties:
+            if name.startswith("proved: "):
+                counts[name.removeprefix("proved: ")] += value
+    for name, count in sorted(counts.items()):
+        terminalreporter.write_line(f"proved: {count:,} {name}")
