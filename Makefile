@@ -5,6 +5,7 @@ MAKEFLAGS += --no-print-directory
 # A name on the path is not enough: a version manager's shim may have nothing behind it.
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 PORT ?= 8000
+MINUTES ?= 1
 
 TORCH := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -54,7 +55,7 @@ endef
 $(DEMO)/config.json: | .venv/.stamp-setup
 	@.venv/bin/ichat-lifecycle demo-model $(DEMO)
 
-.PHONY: setup serve test test-fast test-matrix lint types bench docs clean help
+.PHONY: setup serve test test-fast test-matrix fuzz lint types bench docs clean help
 
 setup: .venv/.stamp-setup ## make .venv with vLLM for CPU and the development tools
 
@@ -77,6 +78,9 @@ test-matrix: setup $(MATRIX_STAMPS) ## the smoke test against each supported vLL
 	  .venv-matrix-$$version/bin/pytest tests/engine/test_smoke.py -m engine || exit; \
 	done
 	@.venv/bin/pytest -m matrix
+
+fuzz: $(LIGHT)/.stamp-setup ## draw lives until one breaks an invariant (MINUTES=1)
+	@$(LIGHT)/bin/python -m ichat_lifecycle.testing.fuzz --minutes $(MINUTES)
 
 lint: $(LIGHT)/.stamp-setup ## ruff: rules and format
 	@$(LIGHT)/bin/ruff check

@@ -52,6 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--write", type=Path, metavar="FILE")
     which.add_argument("--check", type=Path, metavar="FILE")
     docs.set_defaults(run=_docs)
+    simulate = commands.add_parser(
+        "simulate", help="live a written-down life on fakes, under virtual time, and tell it"
+    )
+    simulate.add_argument("plan", type=Path, metavar="PLAN.json")
+    simulate.set_defaults(run=_simulate)
     return parser
 
 
@@ -89,6 +94,14 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         metavar="SECTION.KEY=VALUE",
         help="one value of that file, such as health.interval=5; can be repeated",
+    )
+    lifecycle.add_argument(
+        "--grace-period",
+        type=_positive,
+        default=30.0,
+        metavar="SECONDS",
+        help="after which whoever stops this process kills it, such as Kubernetes; a longer bound "
+        "on the stop is warned about; default: %(default)s",
     )
     logs = serve.add_argument_group("logs")
     logs.add_argument(
@@ -162,6 +175,16 @@ def _demo_model(args: argparse.Namespace, _: list[str]) -> int:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 66 if isinstance(error, OSError) else 70
     return 0
+
+
+def _simulate(args: argparse.Namespace, _: list[str]) -> int:
+    from ichat_lifecycle.errors import LifecycleError, report
+    from ichat_lifecycle.testing.simulate import simulate
+
+    try:
+        return simulate(args.plan)
+    except LifecycleError as error:
+        return report(error)
 
 
 def _docs(args: argparse.Namespace, _: list[str]) -> int:

@@ -17,7 +17,7 @@ from typing import NoReturn, TextIO
 import structlog
 
 from ichat_lifecycle.adapters import logs
-from ichat_lifecycle.adapters.last_resort import LastResort
+from ichat_lifecycle.adapters.last_resort import TELLING_S, LastResort
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.terminal import LiveView
 from ichat_lifecycle.backend import Options, VLLMBackend
@@ -58,6 +58,7 @@ def serve(
             framework, backend_argv, options=_options(framework, settings, known_flags)
         )
         with _logging(framework, backend, stream):
+            _compare_with_grace(settings, framework.grace_period)
             _run(backend, settings, stream)
     except Exception as error:
         return report(error, stream)  # the last line: nobody logs any more
@@ -118,6 +119,20 @@ def _run(backend: VLLMBackend, settings: Settings, stream: TextIO) -> None:
         asyncio.run(backend.run())
     finally:
         last_resort.disarm()
+
+
+def _compare_with_grace(settings: Settings, grace_s: float) -> None:
+    """A process that is killed in the middle of its stop leaves behind what it would release."""
+    longest_s = settings.stop_bound + LAST_RESORT_MARGIN_S + TELLING_S
+    if longest_s > grace_s:
+        log.warning(
+            "grace_period_too_short",
+            grace_period_s=grace_s,
+            longest_stop_s=longest_s,
+            stop_bound_s=settings.stop_bound,
+            hint=f"give it {longest_s:g} s (--grace-period, terminationGracePeriodSeconds), "
+            "or shorten the stop, with --set stop.drain=SECONDS for example",
+        )
 
 
 def _arm_when_stopping(snapshot: Snapshot, last_resort: LastResort) -> None:

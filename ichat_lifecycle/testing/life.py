@@ -10,6 +10,7 @@ import asyncio
 import collections
 import gc
 import inspect
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -30,7 +31,7 @@ from ichat_lifecycle.testing.plan import CALLS, Event, Plan
 from ichat_lifecycle.testing.virtual_time import VirtualTimeLoop
 
 # After its bound a life is given so long, in virtual seconds, before it is taken for endless.
-PATIENCE_S = 100_000.0
+PATIENCE_S = 10.0
 
 
 class LifecycleLike(Protocol):
@@ -148,8 +149,11 @@ class Life:
         self.begin()
         if self._at_turns or self.at_turn is not None:
             self._loop.interposed = self._take_turn
-        timed = [event for event in self.plan.events if event.turn is None]
-        timers = [self._loop.call_at(event.at_s, self.happen, event) for event in timed]
+        # One timer for all of one moment: timers of one time come in no particular order.
+        timed = itertools.groupby(
+            (event for event in self.plan.events if event.turn is None), lambda event: event.at_s
+        )
+        timers = [self._loop.call_at(at, self._happen_all, [*events]) for at, events in timed]
         await self.end()
         for timer in timers:
             timer.cancel()
@@ -164,9 +168,16 @@ class Life:
 
     async def end(self) -> None:
         """Waits for the end of run()."""
-        await asyncio.wait({self.running}, timeout=PATIENCE_S)
+        await asyncio.wait({self.running}, timeout=self._patience_s())
+        if not self.running.done():  # what it does when we end it is no end of its own
+            self.running.remove_done_callback(self._take_result)
         self._loop.interposed = None
         self._last.cancel()
+
+    def _patience_s(self) -> float:
+        """From the beginning on. A loop that is blocked may be so at the end of its patience."""
+        blocked = sum(float(e.argument or 0) for e in self.plan.events if e.do == "block_loop")
+        return self.plan.until_s + self.settings.stop_bound + blocked + PATIENCE_S
 
     def _take_turn(self) -> None:
         if self.running.done() or not self._begun():
@@ -191,17 +202,20 @@ class Life:
         for _ in range(3):  # what was cancelled needs a turn of the loop to end
             await asyncio.sleep(0)
         current = asyncio.current_task()
-        left = asyncio.all_tasks() - {current} - self._tasks
-        self.left += sorted(task.get_name() for task in left)
+        left = self._running(current)
+        self.left += sorted(task.get_name() for task in left if task not in self._tasks)
         if threading.active_count() > self._threads:
             self.left.append("a thread")
-        while rest := asyncio.all_tasks() - {current}:
+        while rest := self._running(current):
             for task in rest:
                 task.cancel()
-            await asyncio.wait(rest, timeout=PATIENCE_S)
+            await asyncio.wait(rest)
         for task in self._loop.tasks:
             if task is not current and task._log_traceback:  # asyncio's own: nobody has asked
                 self.unheard.append(f"{task.get_name()}: {task.exception()!r}")
+
+    def _running(self, current: asyncio.Task[Any] | None) -> list[asyncio.Task[Any]]:
+        return [task for task in self._loop.tasks if not task.done() and task is not current]
 
     def _hear(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -211,6 +225,10 @@ class Life:
         self.happen(Event(self.plan.until_s, "stop"))
 
     # --- what happens
+
+    def _happen_all(self, events: list[Event]) -> None:
+        for event in events:
+            self.happen(event)
 
     def happen(self, event: Event) -> None:
         """Something comes from outside, now."""
