@@ -50,14 +50,14 @@ def test_a_probe_that_ignores_its_cancellation_is_not_followed_by_the_warm_up() 
 
 def test_a_bind_that_ignores_its_cancellation_is_not_followed_by_the_server() -> None:
     """It opened the server while the socket was being released, and nobody closed that."""
-    life = lived((1.2, "stop"), binder_bind=(Outcome(hang=True, ignore_cancel_s=0.8),))
+    life = lived((0.7, "stop"), binder_bind=(Outcome(hang=True, ignore_cancel_s=0.8),))
     assert life.world.held == ["control", "heartbeat", "socket"]
     assert life.lifecycle.snapshot.state is State.STOPPED
 
 
 def test_a_server_that_exits_between_two_transitions_is_named() -> None:
     """The next trigger was refused by its guard, and the refusal became the cause."""
-    life = lived((5.0, "server_exits"))
+    life = lived((2.5, "server_exits"))
     assert isinstance(life.error, StartError)
     assert life.error.code == "server_exited"
 
@@ -71,7 +71,7 @@ def test_a_cancellation_from_within_is_no_cancellation_of_run() -> None:
 
 def test_what_still_runs_at_the_end_is_told() -> None:
     """STOPPED was claimed while an action that ignored its cancellation was still at work."""
-    life = lived((3.0, "stop"), engine_start=(Outcome(hang=True, ignore_cancel_s=40),))
+    life = lived((1.5, "stop"), engine_start=(Outcome(hang=True, ignore_cancel_s=40),))
     assert isinstance(life.error, StopDeadlineError)
     assert life.error.exit_code == ExitCode.STOP_OUTRAN_DEADLINE
     assert life.lifecycle.snapshot.state is State.STOPPING
@@ -81,7 +81,7 @@ def test_what_still_runs_at_the_end_is_told() -> None:
 def test_a_probe_that_fails_while_it_is_cancelled_is_heard() -> None:
     """Nobody asked for its error, and asyncio said so at some later time."""
     late = Outcome(delay_s=1.0, error="ValueError", ignore_cancel_s=0.5)
-    life = lived((6.5, "stop"), engine_is_sleeping=(late, USUAL))
+    life = lived((4.0, "stop"), engine_is_sleeping=(late, USUAL))
     assert life.unheard == []
 
 
@@ -127,11 +127,11 @@ def test_a_command_that_waits_is_refused_as_stopping_begins() -> None:
 
 def test_a_refused_trigger_does_not_change_how_long_the_next_one_took() -> None:
     with Stage() as stage:
-        plan = Plan(events=(Event(3.0, "fire", "recover"),), until_s=8.0)
+        plan = Plan(events=(Event(1.5, "fire", "recover"),), until_s=8.0)
         life = stage.live(plan, LifecycleBackend)
     assert [attempt.refused for attempt in life.attempts] == [True]
     took = {record.trigger.value: record.took_s for record in life.lifecycle.journal}
-    assert took["start_engine"] == pytest.approx(4.0)
+    assert took["start_engine"] == pytest.approx(2.0)
 
 
 def test_a_life_that_was_stopped_and_failed_at_once_keeps_the_failure() -> None:

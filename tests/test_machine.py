@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from ichat_lifecycle.errors import TransitionRefused
-from ichat_lifecycle.guards import Facts
+from ichat_lifecycle.guards import GUARDS, Facts
 from ichat_lifecycle.machine import Machine
 from ichat_lifecycle.states import TABLE, Row, State, Trigger, When, row_for
 
@@ -125,6 +126,47 @@ def test_every_pair_does_what_the_table_says(state: State, trigger: Trigger) -> 
         assert not bench.machine.busy
 
     asyncio.run(main())
+
+
+def test_every_state_trigger_and_guard_outcome(
+    record_property: Callable[[str, object], None],
+) -> None:
+    """All guards there are, in every combination: a row looks at its own, and at no other."""
+    triples = 0
+
+    async def main() -> None:
+        nonlocal triples
+        for state, trigger in PAIRS:
+            row = row_for(state, trigger)
+            own = row.guards if row else ()
+            for broken in subsets(own):
+                for others_hold in (True, False):
+                    others = [] if others_hold else [g for g in BREAKS if g not in own]
+                    bench = await Bench.at(state)
+                    bench.facts = broken_facts((*broken, *others))
+                    if row is None or broken:
+                        said = await bench.refused(trigger)
+                        assert all(guard in said for guard in broken)
+                    else:
+                        await bench.machine.fire(trigger)
+                        assert bench.calls == expected_calls(state, row)
+                    triples += 1
+
+    asyncio.run(main())
+    record_property("proved: (state, trigger, guard outcome) triples", triples)
+
+
+def subsets(names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [c for size in range(len(names) + 1) for c in itertools.combinations(names, size)]
+
+
+def broken_facts(guards: tuple[str, ...]) -> Facts:
+    """Facts for which exactly these guards do not hold."""
+    facts = ALL_HOLD
+    for guard in guards:
+        facts = replace(facts, **BREAKS[guard])
+    assert {name for name, guard in GUARDS.items() if not guard(facts)} == set(guards)
+    return facts
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ EVENTS: tuple[Do, ...] = (
     "probe_misses",
     "sleep",
 )
-PLAIN = Plan(until_s=9.0)
+PLAIN = Plan(until_s=6.0)
 # Every call takes its time, so that each is an await at which something can come.
 SLOW = replace(PLAIN, least_s=0.05)
 

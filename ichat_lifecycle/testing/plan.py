@@ -111,10 +111,10 @@ USUAL = Outcome()
 CALLS: Mapping[str, float] = {
     "control.start": 0.0,
     "heartbeat.start": 0.0,
-    "arguments.validate": 1.0,
+    "arguments.validate": 0.5,
     "binder.bind": 0.0,
     "server.open": 0.0,
-    "engine.start": 4.0,
+    "engine.start": 2.0,
     "server.attach": 0.5,
     "probe.health": 0.0,
     "probe.warm_up": 0.25,

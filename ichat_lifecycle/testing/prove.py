@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ichat_lifecycle.testing.draw import MOST, NUMBERS, SETTINGS, plan_of
+from ichat_lifecycle.testing.draw import MOST, SETTINGS, number_in, plan_of
 from ichat_lifecycle.testing.explore import bursts, spread
 from ichat_lifecycle.testing.invariants import Broken, check
 from ichat_lifecycle.testing.life import Implementation, Life, Stage
 
 __all__ = ["Broken", "Implementation", "bursts", "drawn_lives", "spread"]
 
-numbers = st.lists(st.integers(0, NUMBERS - 1), max_size=MOST)
+numbers = st.lists(st.binary(min_size=3, max_size=3).map(number_in), max_size=MOST)
 
 
 def drawn_lives(
