@@ -62,6 +62,7 @@ class Lifecycle:
         self.resources = ResourceStack()
         self.recorder = Recorder(ports.clock, ready_event or asyncio.Event())
         self.reason: Reason | None = None
+        self.server_lost = False  # for good: no new engine brings it back
         # Called at once in the asker's own thread: a loop that is blocked hears of no stop.
         self.stop_hooks: list[Callable[[], None]] = []
         self._ports = ports
@@ -172,10 +173,14 @@ class Lifecycle:
 
     def _latch_failure(self, error: LifecycleError) -> None:
         if not self._stop_asked.is_set():
+            if (first := self.fault_error()) is not None:
+                self._note(first)
             self._note(error)
             self._latch_stop(error.message, False)
 
     def _latch_fault(self, fault: Fault) -> None:
+        if fault.code == "server_exited":
+            self.server_lost = True
         if self._stop_asked.is_set() or self._fault is not None:
             log.info("fault_ignored", code=fault.code, message=fault.message)
             return

@@ -186,7 +186,7 @@ class Supervisor:
     async def _lose_engine(self, error: LifecycleError) -> None:
         """READY or DEGRADED without an engine: restart it if the budget allows, else end."""
         await self._degrade(Reason.of(error))
-        if error.code == "server_exited" or not self.restarts_left or self._life.stop_asked:
+        if self._life.server_lost or self._life.stop_asked or not self.restarts_left:
             raise error
         self._life.forget_fault()
         await self._replace_engine()

@@ -137,3 +137,17 @@ def test_a_refused_trigger_does_not_change_how_long_the_next_one_took() -> None:
 def test_a_life_that_was_stopped_and_failed_at_once_keeps_the_failure() -> None:
     life = lived((8.0, "engine_dies"), (8.0, "stop"), settings=RESTARTS)
     assert isinstance(life.error, EngineDiedError)
+
+
+def test_a_fault_and_a_refusal_of_one_moment_keep_their_order() -> None:
+    """The fault was latched, not yet noted, when the gateway's refusal took its place."""
+    life = lived((8.0, "engine_dies"), (8.0, "gateway_refuses"))
+    assert isinstance(life.error, EngineDiedError)
+    assert any("another worker has this name" in note for note in life.error.__notes__)
+
+
+def test_no_new_engine_is_started_under_a_server_that_has_ended() -> None:
+    """The engine died first, so that the server's end was ignored; the budget did the rest."""
+    life = lived((8.0, "engine_dies"), (8.0, "server_exits"), settings=RESTARTS)
+    assert isinstance(life.error, EngineDiedError)
+    assert life.lifecycle.snapshot.restarts == 0
