@@ -52,10 +52,15 @@ endef
 	@$(PIP) install $(QUIET) -e .[dev]
 	@touch $@
 
+.venv-mutants/.stamp-setup: pyproject.toml
+	$(make-venv)
+	@$(PIP) install $(QUIET) -e .[dev,mutants]
+	@touch $@
+
 $(DEMO)/config.json: | .venv/.stamp-setup
 	@.venv/bin/ichat-lifecycle demo-model $(DEMO)
 
-.PHONY: setup serve test test-fast test-matrix fuzz lint types bench docs clean help
+.PHONY: setup serve test test-fast test-matrix fuzz mutants lint types bench docs clean help
 
 setup: .venv/.stamp-setup ## make .venv with vLLM for CPU and the development tools
 
@@ -82,6 +87,9 @@ test-matrix: setup $(MATRIX_STAMPS) ## the smoke test against each supported vLL
 fuzz: $(LIGHT)/.stamp-setup ## draw lives until one breaks an invariant (MINUTES=1)
 	@$(LIGHT)/bin/python -m ichat_lifecycle.testing.fuzz --minutes $(MINUTES)
 
+mutants: .venv-mutants/.stamp-setup ## break the code in each small way: do the tests notice?
+	@.venv-mutants/bin/python tests/mutants/run.py
+
 lint: $(LIGHT)/.stamp-setup ## ruff: rules and format
 	@$(LIGHT)/bin/ruff check
 	@$(LIGHT)/bin/ruff format --check
@@ -96,7 +104,7 @@ docs: setup ## write the generated parts of states.md
 	@.venv/bin/ichat-lifecycle docs --write states.md
 
 clean: ## remove environments, caches and the demo model
-	rm -rf .venv .venv-fast .venv-matrix-* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-fast .venv-mutants .venv-matrix-* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

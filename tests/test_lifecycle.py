@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+import structlog
 
+from ichat_lifecycle.bounds import Interrupted
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import (
     AddressError,
@@ -369,6 +372,7 @@ def test_a_miss_degrades_and_answers_with_a_canary_recover() -> None:
     life = live(script)
     assert life.error is None
     assert life.states[4:7] == [State.READY, State.DEGRADED, State.READY]
+    assert life.lifecycle.snapshot.reason is None
     assert life.world.calls.count("probe.canary") == 1
     assert "engine.release" not in life.world.calls[: life.world.calls.index("probe.canary")]
 
@@ -466,6 +470,22 @@ def test_a_fault_just_before_a_stop_is_not_hidden_by_it() -> None:
     assert isinstance(live(script).error, EngineDiedError)
 
 
+def test_a_stop_as_the_engine_is_lost_hides_no_fault_and_starts_no_other() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        def see(snapshot: Any) -> None:
+            if snapshot.state is State.DEGRADED:
+                lifecycle.ask_to_stop("a listener")
+
+        await until(lifecycle, State.READY)
+        lifecycle.listeners.append(see)
+        lifecycle.post_fault(Fault("engine_died", "it ended"))
+
+    life = live(script, settings=Settings.model_validate({"restart": {"max": 1}}))
+    assert isinstance(life.error, EngineDiedError)
+    assert life.error.message == "it ended"
+    assert life.world.calls.count("engine.start") == 1
+
+
 # --- commands
 
 
@@ -552,6 +572,18 @@ def test_a_restart_on_request_needs_no_budget_and_drains_first() -> None:
     assert calls.index("server.drained") < calls.index("engine.release")
 
 
+def test_a_restart_on_request_that_loses_the_engine_ends_the_life() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        with pytest.raises(EngineDiedError, match="not released in time: engine"):
+            await lifecycle.command("restart")
+        await lifecycle.ended()
+
+    life = live(script, engine_release=HANG)
+    assert isinstance(life.error, EngineDiedError)
+    assert life.error.code == "engine_not_released"
+
+
 # --- the rest
 
 
@@ -588,5 +620,338 @@ def test_a_failing_listener_harms_nobody() -> None:
         await until(life.lifecycle, State.READY)
         life.lifecycle.ask_to_stop("test")
         await run
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("stopped_before", [False, True])
+def test_cancelling_run_drains_and_cancelling_what_ends_hurries_it(stopped_before: bool) -> None:
+    async def main() -> tuple[float, list[str]]:
+        life = Life(FakeWorld(plan={"server.drained": Outcome(5)}))
+        run = asyncio.create_task(life.lifecycle.run())
+        await until(life.lifecycle, State.READY)
+        if stopped_before:
+            life.lifecycle.ask_to_stop("test")
+            await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert life.states[-1] is State.STOPPED
+        return asyncio.get_running_loop().time() - began, life.world.calls
+
+    took_s, calls = run_virtual(main())
+    assert took_s == pytest.approx(0 if stopped_before else 5, abs=0.1)
+    assert ("engine.release_now" if stopped_before else "engine.release") in calls
+
+
+def test_an_engine_that_is_not_alive_is_not_served() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        def die(snapshot: Any) -> None:
+            world.alive = snapshot.state is not State.ENGINE_UP
+
+        lifecycle.listeners.append(die)
+
+    life = live(script, engine_start=Outcome(1))
+    assert isinstance(life.error, TransitionRefused)
+    assert life.error.message == "serve from ENGINE_UP: guard engine_alive does not hold"
+    assert "app" not in life.world.held
+
+
+@pytest.mark.parametrize("state", list(State)[1:5])
+def test_a_stop_in_the_very_step_of_a_change_is_no_failure(state: State) -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        def see(snapshot: Any) -> None:
+            if snapshot.state is state:
+                lifecycle.ask_to_stop("a listener")
+
+        lifecycle.listeners.append(see)
+
+    life = live(script, arguments_validate=Outcome(1))
+    assert life.error is None
+    assert life.states[-3:] == [state, State.STOPPING, State.STOPPED]
+
+
+# --- what is told of a life
+
+
+def test_each_record_tells_how_long_its_action_took_and_why_it_was_made() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        lifecycle.post_fault(Fault("engine_died", "it ended"))
+        await until(lifecycle, State.READY, restarts=1)
+        say(world, MISSED, HEALTHY, HEALTHY)
+        await asyncio.sleep(1)
+        lifecycle.ask_to_stop("enough")
+
+    settings = Settings.model_validate({"restart": {"max": 1}})
+    life = live(script, settings=settings, binder_bind=Outcome(2), engine_start=Outcome(3))
+    first = [(r.trigger, round(r.took_s, 3), r.cause) for r in life.lifecycle.journal]
+    up = [(trigger, 0.0, None) for trigger in (Trigger.SERVE, Trigger.BECOME_READY)]
+    missed = f"no answer from the engine for {settings.health.timeout:g} s"
+    assert first == [
+        *((Trigger.BIND, 2.0, None), (Trigger.START_ENGINE, 3.0, None), *up),
+        *((Trigger.DEGRADE, 0.0, "it ended"), (Trigger.RESTART_ENGINE, 0.0, "it ended")),
+        *((Trigger.START_ENGINE, 3.0, None), *up),
+        *((Trigger.DEGRADE, 0.0, missed), (Trigger.RECOVER, 0.0, None)),
+        *((Trigger.STOP, 0.0, "enough"), (Trigger.FINISH, 0.0, None)),
+    ]
+
+
+def test_a_start_tells_how_far_it_has_come() -> None:
+    phases: list[tuple[str, float | None]] = []
+
+    def see(snapshot: Any) -> None:
+        progress = (snapshot.progress.phase, snapshot.progress.fraction)
+        if progress not in phases:
+            phases.append(progress)
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        lifecycle.listeners.append(see)
+        await stop_when_ready(world, lifecycle)
+
+    live(script, arguments_validate=Outcome(1))
+    assert phases == [
+        *(("importing", None), ("loading_weights", 0.5), ("building_app", None)),
+        *(("waiting_for_health", None), ("warm_up", None), ("ready", None)),
+    ]
+
+
+LATE = {
+    "control_start": "starting the control took longer than {bind_timeout:g} s",
+    "arguments_validate": "validating the arguments took longer than {arguments_timeout:g} s",
+    "binder_bind": "the action of bind took longer than {bind_timeout:g} s",
+    "engine_start": "the action of start_engine took longer than {engine_timeout:g} s",
+    "server_attach": "the action of serve took longer than {serve_timeout:g} s",
+    "probe_warm_up": "proving readiness took longer than {ready_timeout:g} s",
+    "watchdog_start": "the action of become_ready took longer than {bind_timeout:g} s",
+}
+
+
+@pytest.mark.parametrize(("step", "says"), LATE.items())
+def test_a_deadline_says_what_was_late_and_by_which_limit(step: str, says: str) -> None:
+    life = live(nothing, plan={step: HANG})
+    assert str(life.error) == says.format(**dict(Settings().start))
+
+
+NAMES = {
+    "control_start": "control",
+    "arguments_validate": "arguments",
+    "binder_bind": "socket",
+    "server_open": "server",
+    "engine_start": "engine",
+    "server_attach": "app",
+    "probe_health": "health",
+    "probe_warm_up": "warm-up",
+    "watchdog_start": "watchdog",
+}
+
+
+@pytest.mark.parametrize(("step", "name"), NAMES.items())
+def test_a_step_that_cancels_itself_is_a_failed_start_by_its_name(step: str, name: str) -> None:
+    life = live(nothing, plan={step: Outcome(0.5, asyncio.CancelledError())})
+    assert isinstance(life.error, StartError)
+    assert life.error.code == "cancelled_from_within"
+    assert life.error.message == f"{name} was cancelled from within"
+
+
+def test_a_life_that_is_ended_from_outside_the_engine_drains_and_keeps_the_cause() -> None:
+    causes = [StartError("refused"), StartError("refused again")]
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        for cause in causes:
+            lifecycle.fail(cause)
+
+    life = live(script, server_drained=Outcome(2))
+    assert life.error is causes[0]
+    assert not getattr(life.error, "__notes__", [])
+    assert next(r.cause for r in life.lifecycle.journal if r.trigger is Trigger.STOP) == "refused"
+    assert life.took_s == pytest.approx(2, abs=0.5)
+    assert "engine.release" in life.world.calls
+
+
+def test_a_fault_keeps_all_that_is_known_of_it() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        lifecycle.post_fault(Fault("engine_died", "it ended", "oom", "less memory"))
+        lifecycle.post_fault(Fault("server_exited", "a second one"))
+
+    error = live(script).error
+    assert isinstance(error, EngineDiedError)
+    told = (error.code, error.message, error.root_cause, error.hint)
+    assert told == ("engine_died", "it ended", "oom", "less memory")
+
+
+def test_a_failed_restart_is_an_engine_that_died_with_the_causes_own_words() -> None:
+    cause = StartError("no", code="no_memory", hint="less", root_cause="oom")
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        lifecycle.post_fault(Fault("engine_died", "it ended"))
+
+    settings = Settings.model_validate({"restart": {"max": 1}})
+    life = live(script, settings=settings, engine_start=[Outcome(), Outcome(1, cause)])
+    assert isinstance(life.error, EngineDiedError)
+    assert life.error.message == "the engine could not be restarted: no"
+    assert (life.error.code, life.error.hint, life.error.root_cause) == ("no_memory", "less", "oom")
+    assert life.error.__cause__ is cause
+
+
+def test_an_engine_that_is_not_released_is_not_replaced() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        lifecycle.post_fault(Fault("engine_died", "it ended"))
+
+    settings = Settings.model_validate({"restart": {"max": 1}})
+    life = live(script, settings=settings, engine_release=HANG)
+    assert isinstance(life.error, EngineDiedError)
+    assert life.error.code == "engine_not_released"
+    message = "not released in time: engine; a new engine beside it would fail"
+    assert life.error.message == message
+    notes = "later: StopDeadlineError: not released in time: engine"
+    assert life.error.__notes__ == [notes]
+    assert life.lifecycle.snapshot.reason is not None
+    assert life.lifecycle.snapshot.reason.message == message
+    assert life.world.calls.count("engine.start") == 1
+
+
+@pytest.mark.parametrize(("ignores_s", "left"), [(0, "engine"), (1000, "engine, warm-up")])
+def test_what_is_left_is_named_and_nothing_claims_the_end(ignores_s: float, left: str) -> None:
+    """A resource whose release hung; and a call that ignored its cancellation."""
+
+    async def main() -> Lifecycle:
+        plan = {"probe.warm_up": Outcome(hang=True, ignore_cancel_s=ignores_s)}
+        lifecycle = Lifecycle(FakeWorld(plan=plan | {"engine.release": HANG}).ports(), Settings())
+        running = asyncio.create_task(lifecycle.run())
+        await until(lifecycle, State.SERVING)
+        lifecycle.ask_to_stop("test")
+        with pytest.raises(StopDeadlineError) as caught:
+            await running
+        assert caught.value.message == f"not released in time: {left}"
+        assert caught.value.hint == "what is left ends with the process"
+        with pytest.raises(TransitionRefused, match="everything_released"):
+            await lifecycle.fire(Trigger.FINISH)
+        return lifecycle
+
+    reason = run_virtual(main()).snapshot.reason
+    assert reason is not None and reason.code == "stop_outran_deadline"
+
+
+def test_every_release_is_logged_and_a_failed_one_as_an_error() -> None:
+    with structlog.testing.capture_logs() as logs:
+        live(stop_when_ready, engine_release=Outcome(2, OSError("late")))
+    told = [e for e in logs if e["event"] in ("released", "release_failed")]
+    assert [e["resource"] for e in told] == ORDER[::-1]
+    failed = [e for e in told if e["event"] == "release_failed"]
+    assert [(e["resource"], e["took_s"], e["error"]) for e in failed] == [
+        ("engine", 2.0, "OSError('late')")
+    ]
+
+
+@pytest.mark.parametrize("ignores_s", [0, 1.2])
+def test_a_cancellation_that_is_ignored_is_logged(ignores_s: float) -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.BOUND)
+        lifecycle.ask_to_stop("test")
+
+    with structlog.testing.capture_logs() as logs:
+        live(script, engine_start=Outcome(hang=True, ignore_cancel_s=ignores_s))
+    told = [event["task"] for event in logs if event["event"] == "cancellation_ignored"]
+    assert told == (["engine"] if ignores_s else [])
+
+
+@pytest.mark.parametrize("cause", [OSError("not ours"), StartError("ours")], ids=repr)
+def test_an_error_nobody_has_words_for_is_logged_with_its_trace(cause: Exception) -> None:
+    with structlog.testing.capture_logs() as logs:
+        life = live(nothing, binder_bind=Outcome(0, cause))
+    assert life.error is cause
+    told = [event["event"] for event in logs if event["event"] == "unexpected_error"]
+    assert told == (["unexpected_error"] if isinstance(cause, OSError) else [])
+
+
+def test_a_stop_that_was_asked_for_is_seen_before_it_begins() -> None:
+    seen: list[tuple[State, bool]] = []
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        lifecycle.listeners.append(lambda told: seen.append((told.state, told.stop_asked)))
+        lifecycle.ask_to_stop("test")
+
+    assert live(script).error is None
+    assert seen[0] == (State.READY, True)
+
+
+def test_the_clock_of_a_life_is_its_loops() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        assert lifecycle.monotonic() == asyncio.get_running_loop().time() > 0
+        lifecycle.ask_to_stop("test")
+
+    assert Lifecycle(FakeWorld().ports(), Settings()).monotonic() == 0.0
+    assert live(script, engine_start=Outcome(3)).error is None
+
+
+def test_stop_hooks_are_called_at_once() -> None:
+    lifecycle = Lifecycle(FakeWorld().ports(), Settings())
+    called: list[str] = []
+    lifecycle.stop_hooks += [lambda: called.append("first"), lambda: called.append("second")]
+    lifecycle.ask_to_stop("test")
+    assert called == ["first", "second"]
+
+
+# --- limits of time
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "counts"), [(1, 2, "outer"), (2, 1, "inner"), (1, 1, "outer")]
+)
+def test_the_nearest_deadline_counts(outer: float, inner: float, counts: str) -> None:
+    async def main() -> None:
+        lifecycle = Lifecycle(FakeWorld().ports(), Settings())
+        with (
+            lifecycle.deadline(outer, "outer"),
+            lifecycle.deadline(inner, "inner"),
+            pytest.raises(DeadlineError, match=rf"^{counts} took longer than 1 s$"),
+        ):
+            await lifecycle.bounded(asyncio.sleep(10), "sleeping")
+        assert asyncio.get_running_loop().time() == pytest.approx(1)
+
+    run_virtual(main())
+
+
+def test_after_an_inner_deadline_the_outer_one_holds_again_and_then_none() -> None:
+    async def main() -> None:
+        lifecycle = Lifecycle(FakeWorld().ports(), Settings())
+        with lifecycle.deadline(5, "outer"):
+            with lifecycle.deadline(1, "inner"):
+                pass
+            with pytest.raises(DeadlineError, match=r"^outer took longer than 5 s$"):
+                await lifecycle.bounded(asyncio.sleep(10), "sleeping")
+        await lifecycle.bounded(asyncio.sleep(100), "sleeping")
+
+    run_virtual(main())
+
+
+def test_a_call_gets_what_its_predecessors_have_left_of_a_deadline() -> None:
+    async def main() -> None:
+        lifecycle = Lifecycle(FakeWorld().ports(), Settings())
+        with lifecycle.deadline(1, "both"):
+            await lifecycle.bounded(asyncio.sleep(0.9), "first")
+            with pytest.raises(DeadlineError):
+                await lifecycle.bounded(asyncio.sleep(10), "second")
+        assert asyncio.get_running_loop().time() == pytest.approx(1)
+
+    run_virtual(main())
+
+
+def test_a_call_that_may_not_begin_is_closed() -> None:
+    async def main() -> None:
+        lifecycle = Lifecycle(FakeWorld().ports(), Settings())
+        lifecycle.ask_to_stop("test")
+        call = asyncio.sleep(1)
+        with pytest.raises(Interrupted):
+            await lifecycle.bounded(call, "sleeping")
+        assert inspect.getcoroutinestate(call) == inspect.CORO_CLOSED
 
     run_virtual(main())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +18,7 @@ from ichat_lifecycle.testing.timeline import timeline
 
 Record = Callable[[str, object], None]
 
-LIVES_PER_WORLD = 5000
+LIVES_PER_WORLD = int(os.environ.get("ICHAT_LIFECYCLE_LIVES", "5000"))  # fewer for each mutant
 
 
 @pytest.mark.parametrize("world", SETTINGS)
@@ -53,3 +56,12 @@ def test_the_same_numbers_are_the_same_life() -> None:
             return [list(timeline(stage.live(plan, LifecycleBackend))) for plan in plans]
 
     assert lived() == lived()
+
+
+def test_lives_leave_no_file_open_and_no_thread() -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    before = held()
+    assert prove.drawn_lives(LifecycleBackend, 200) >= 200
+    assert held() == before

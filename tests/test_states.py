@@ -12,7 +12,7 @@ from ichat_lifecycle.actions import Actions, Hooks
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.guards import GUARDS, Facts, Guard, failing
 from ichat_lifecycle.resources import ResourceStack
-from ichat_lifecycle.states import LIVE_STATES, TABLE, Row, State, Trigger, allowed, row_for
+from ichat_lifecycle.states import LIVE_STATES, TABLE, Row, State, Trigger, When, allowed, row_for
 from ichat_lifecycle.testing.fakes import FakeWorld
 
 MARKERS = "\n".join(
@@ -86,6 +86,11 @@ def test_only_become_ready_and_recover_lead_to_ready() -> None:
     }
 
 
+def test_only_a_stop_changes_the_state_before_it_acts() -> None:
+    """Rule 3: STOPPING is seen while it drains; all else is claimed once it is so."""
+    assert [row.trigger for row in TABLE if row.when is When.AFTER] == [Trigger.STOP]
+
+
 # --- the guards
 
 
@@ -99,6 +104,12 @@ def test_the_facts_at_the_start_prove_nothing() -> None:
 def test_a_guard_says_true_or_false(name: str, guard: Guard) -> None:
     """Not a truthy something: `transitions` misbehaves with that (trap 6)."""
     assert type(guard(Facts())) is bool, name
+
+
+def test_more_answers_in_a_row_than_needed_are_enough() -> None:
+    names = ("healthy_in_a_row",)
+    streaks = [failing(names, Facts(healthy_streak=n, recover_after=2)) for n in range(4)]
+    assert streaks == [names, names, (), ()]
 
 
 # --- what is generated from them

@@ -155,7 +155,7 @@ class Story:
         lo, hi = self.due[name]
         if self.frozen and name in _ANSWERS:
             return None
-        if self.doing and name == "well_again":
+        if self.doing and name in ("well_again", "next_command"):
             return None
         if self.doing and name in _VERDICTS:
             return (lo, float("inf")) if VERDICTS_MAY_WAIT else (lo, hi)
@@ -268,22 +268,23 @@ class Story:
             self._become_ready(at)
             return
         self.doing = "canary"
-        self.due["canary_answered"] = _after(at, self.world.takes_s["probe.canary"])
+        self.canaries += 1
+        fails = self.canaries <= self.world.canaries_that_fail
+        name = "canary_failed" if fails else "canary_answered"
+        self.due[name] = _after(at, self.world.takes_s["probe.canary"])
         self.due["canary_late"] = _after(at, self.world.settings.health.canary_timeout)
 
     def _on_canary_answered(self, at: Window) -> None:
-        del self.due["canary_late"]
-        self.canaries += 1
-        if self.canaries > self.world.canaries_that_fail:
-            self._become_ready(at)
-        else:
-            self._watch(at)
+        self._become_ready(at)
         self._free(at)
 
-    def _on_canary_late(self, at: Window) -> None:
-        del self.due["canary_answered"]
+    def _on_canary_failed(self, at: Window) -> None:
+        for name in ("canary_answered", "canary_failed", "canary_late"):
+            self.due.pop(name, None)
         self._watch(at)
         self._free(at)
+
+    _on_canary_late = _on_canary_failed
 
     def _free(self, at: Window) -> None:
         """Nothing is under way any more: what waited is taken up."""
@@ -296,7 +297,7 @@ class Story:
         elif "missed" in waited:
             self._degrade(at)
         if self.commands and not self.doing and self.state in IN_SERVICE:
-            self._begin(self.commands.pop(0), at)
+            self.due["next_command"] = at  # or an answer that came before it is judged first
 
     def _lose(self, code: str, at: Window) -> None:
         """The engine is gone for good."""
@@ -327,9 +328,12 @@ class Story:
         if self.died_s == self.now:  # asked of the old engine or of the next one?
             stories.append(self.another())
         self.commands.append(name)
-        if not self.doing:
+        if not self.doing and "next_command" not in self.due:
             self._begin(self.commands.pop(0), (self.now, self.now))
         return stories
+
+    def _on_next_command(self, at: Window) -> None:
+        self._begin(self.commands.pop(0), at)
 
     def _begin(self, name: str, at: Window) -> None:
         self.doing = name
@@ -482,22 +486,27 @@ class Story:
         latest = self.due.get("ended", (0.0, float("inf")))[1]
         self.due = {"ended": (self.now, min(latest, self.now + ABOUT_A_SECOND_S))}
 
+    def _or_died(self) -> None:
+        """A death of the same moment that a restart would have mended may count as the cause."""
+        if self.died_s == self.now:
+            self.ends |= {End("engine_died", 75)}
+
     def server_exits(self) -> list[Story]:
         if self.state not in (State.PARSED, *OVER):
             self._fail("server_exited", (self.now, self.now))
+            self._or_died()
         return [self]
 
     def gateway_refuses(self) -> list[Story]:
         if self.state not in OVER:
             self._fail("model_name_taken", (self.now, self.now))
+            self._or_died()
         return [self]
 
     def stop(self) -> list[Story]:
         if self.state not in OVER:
-            died = self.died_s == self.now  # an engine's death never looks like success, if it did
             self._end(End(RETURNED), (self.now, self.now))
-            if died:
-                self.ends |= {End("engine_died", 75)}
+            self._or_died()
         return [self]
 
     def stop_now(self) -> list[Story]:

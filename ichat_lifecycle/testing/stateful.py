@@ -34,20 +34,22 @@ from ichat_lifecycle.testing.model import (
 from ichat_lifecycle.testing.plan import CALLS, USUAL, Do, Event, Outcome, Plan
 from ichat_lifecycle.testing.timeline import timeline
 
-# After an event: long enough for all that follows at once, too short for anything else.
-AT_ONCE_S = 0.01
+# After an event: long enough for all that follows at once, too short for anything else; and so odd
+# that nothing falls on one moment by chance, where it may come in any order.
+AT_ONCE_S = 0.010007
 # Turns of the loop, which take no time, for a request that takes none.
 TURNS = 5
 # Longer than any life here.
 NEVER_S = 1e9
 
-# Odd numbers: two things that fall on one moment may come in any order. From a part of one call,
-# over a start and a probe's interval and time-out, to the silence that makes an engine a lost one.
-PAUSES_S = (AT_ONCE_S, 0.61, 5.3, 16.3, 66.1, 0.31, 1.37, 2.83, 48.7)
+# More of it: from a part of one call, over a start and a probe's interval and time-out, to the
+# silence that makes an engine a lost one.
+PAUSES_S = (0.0, 0.61, 5.3, 16.3, 66.1, 0.31, 1.37, 2.83, 48.7)
+BRIEF_S = (0.0, 0.61, 5.3, 0.31, 16.3)  # a drain may go on after it
 READY_S = 7.3  # a start is over
 # After how many seconds a worker is met first: in service, or on its way up.
-MET_S = (READY_S, AT_ONCE_S, 0.61, 2.21, 2.83, 3.17)
-WORK_S = (3.1, 20.9, 0.53)
+MET_S = (READY_S, 0.0, 0.61, 2.21, 2.83, 3.17)
+WORK_S = (0.0, 20.9, 3.1)  # of a request; none where that is 0
 # A pause is cut in so many parts, with a look after each.
 PARTS = 4
 
@@ -103,9 +105,10 @@ class Setting:
             for name in ("engine.start", "probe.canary")
         }
         starts = self.calls.get("engine.start", ())
+        slow = {name: calls[-1].delay_s for name, calls in self.calls.items()}
         return World(
             Settings.model_validate(self.settings),
-            CALLS,
+            {name: slow.get(name) or usual_s for name, usual_s in CALLS.items()},
             engines_that_start=len(starts) - 1 if failing["engine.start"] else 1000,
             canaries_that_fail=failing["probe.canary"],
         )
@@ -115,8 +118,8 @@ _FAILS = Outcome(error="StartError", delay_s=CALLS["engine.start"])
 WORLDS: Mapping[str, Setting] = {
     **{name: Setting(settings) for name, settings in SETTINGS.items()},
     "the second engine fails": Setting({"restart": {"max": 2}}, {"engine.start": (USUAL, _FAILS)}),
-    "the first canary fails": Setting(
-        {}, {"probe.canary": (Outcome(error="OSError", delay_s=CALLS["probe.canary"]), USUAL)}
+    "a slow canary, which fails at first": Setting(
+        {}, {"probe.canary": (Outcome(error="OSError", delay_s=3.0), Outcome(delay_s=3.0))}
     ),
 }
 
@@ -132,15 +135,19 @@ class Disagreement(AssertionError):
         )
 
 
+PAUSES = st.sampled_from(PAUSES_S)
+WORK = st.sampled_from(WORK_S)
+
+
 def _event(do: Happening, when: Callable[[_Player], bool] = lambda _: True) -> Any:
-    """A rule that has this happen."""
+    """A rule that has this happen, until the worker stops."""
 
     def happens(self: _Player, then_s: float) -> None:
         self._act(then_s, do)
 
     happens.__name__ = do
-    possible = precondition(lambda self: self._over or when(self))
-    return possible(rule(then_s=st.sampled_from(PAUSES_S))(happens))
+    possible = precondition(lambda self: self._over or (not self._stopping and when(self)))
+    return possible(rule(then_s=PAUSES)(happens))
 
 
 class _Player(RuleBasedStateMachine):
@@ -164,41 +171,56 @@ class _Player(RuleBasedStateMachine):
         self._life.clients = Clients(self._life.world, lambda: self._life.lifecycle.snapshot)
         self._life.begin()
         self._model = Model(world.for_model())
-        self._look(met_s)
+        self._look(AT_ONCE_S + met_s)
 
     # --- rules
 
-    engine_freezes = _event("engine_freezes", lambda self: not self._model.frozen)
-    engine_thaws = _event("engine_thaws", lambda self: self._model.frozen)
-    engine_falls_asleep = _event("engine_falls_asleep", lambda self: self._life.world.alive)
-    engine_dies = _event("engine_dies", lambda self: self._life.world.alive)
+    engine_falls_asleep = _event(
+        "engine_falls_asleep", lambda self: self._life.world.alive and not self._life.world.asleep
+    )
     stale_fault = _event("stale_fault", lambda self: len(self._life.world.faults) > 1)
-    sleep = _event("sleep")
     wake = _event("wake")
-    restart = _event("restart")
     reset_prefix_cache = _event("reset_prefix_cache")
 
-    @rule(seconds=st.sampled_from(PAUSES_S))
+    @precondition(lambda self: self._over or not self._stopping or self._in_flight)
+    @rule(then_s=PAUSES)
+    def engine_freezes_or_thaws(self, then_s: float) -> None:
+        self._act(then_s, "engine_thaws" if self._model.frozen else "engine_freezes")
+
+    @precondition(lambda self: self._over or self._life.world.alive)
+    @precondition(lambda self: self._over or not self._stopping or self._in_flight)
+    @rule(then_s=PAUSES)
+    def engine_dies(self, then_s: float) -> None:
+        self._act(then_s, "engine_dies")
+
+    @rule(seconds=PAUSES)
     def time_passes(self, seconds: float) -> None:
         self._act(seconds)
 
-    @rule(work_s=st.sampled_from(WORK_S), then_s=st.sampled_from(PAUSES_S))
+    @rule(work_s=WORK, then_s=PAUSES)
     def request(self, work_s: float, then_s: float) -> None:
-        passes = self._ask(work_s)
-        if passes is not None:
-            self._note("request", work_s)
-            self._model.tell(lambda story: story.request(work_s, passes))
+        self._send(work_s)
         self._act(then_s)
 
-    @rule(how=st.sampled_from(ENDINGS), then_s=st.sampled_from(PAUSES_S))
-    def the_end(self, how: Happening, then_s: float) -> None:
+    @precondition(lambda self: self._over or not self._stopping)
+    @rule(running_s=WORK, then_s=PAUSES)
+    def sleep(self, running_s: float, then_s: float) -> None:
+        self._send(running_s)
+        self._act(then_s, "sleep")
+
+    @precondition(lambda self: self._over or not self._stopping)
+    @rule(running_s=WORK, then_s=PAUSES)
+    def restart(self, running_s: float, then_s: float) -> None:
+        self._send(running_s)
+        self._act(then_s, "restart")
+
+    @rule(how=st.sampled_from(ENDINGS), running_s=WORK, then_s=st.sampled_from(BRIEF_S))
+    def the_end(self, how: Happening, running_s: float, then_s: float) -> None:
+        """The first one, or another one."""
+        self._send(running_s)
         self._act(then_s, how)
 
-    @rule(
-        first=st.sampled_from(HAPPENINGS),
-        second=st.sampled_from(HAPPENINGS),
-        then_s=st.sampled_from(PAUSES_S),
-    )
+    @rule(first=st.sampled_from(HAPPENINGS), second=st.sampled_from(HAPPENINGS), then_s=PAUSES)
     def at_once(self, first: Happening, second: Happening, then_s: float) -> None:
         """Nothing runs between the two."""
         self._act(then_s, first, second)
@@ -209,6 +231,21 @@ class _Player(RuleBasedStateMachine):
     def _over(self) -> bool:
         return self._life.running.done()
 
+    @property
+    def _stopping(self) -> bool:
+        return self._life.lifecycle.snapshot.state is State.STOPPING
+
+    @property
+    def _in_flight(self) -> bool:
+        return self._life.clients is not None and self._life.clients.gate.in_flight > 0
+
+    def _send(self, work_s: float) -> None:
+        """A request; none where it has no work, or where there is nobody to send it to."""
+        passes = self._ask(work_s) if work_s else None
+        if passes is not None:
+            self._note("request", work_s)
+            self._model.tell(lambda story: story.request(work_s, passes))
+
     def _act(self, then_s: float, *happenings: Happening) -> None:
         if self._over:
             self._end()
@@ -218,7 +255,7 @@ class _Player(RuleBasedStateMachine):
         for happening in happenings:
             self._model.tell(TELL[happening])
         self._look(AT_ONCE_S)
-        for _ in range(PARTS if then_s > AT_ONCE_S else 0):
+        for _ in range(PARTS if then_s else 0):
             self._look(then_s / PARTS)
 
     async def _have_happen(self, happenings: tuple[Happening, ...]) -> None:
