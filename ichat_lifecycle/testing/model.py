@@ -115,6 +115,7 @@ class Story:
     drain_from: Window = (0.0, 0.0)
     # Moments at which something more is open: what came at once with something else.
     died_s: float | None = None
+    in_flight_at_death: tuple[float, ...] = ()
     thawed_s: float | None = None
     cancelled_s: float | None = None
 
@@ -227,7 +228,9 @@ class Story:
         self._fail("deadline_exceeded", at)
 
     def _become_ready(self, at: Window) -> None:
-        self.state, self.ever_ready, self.due = State.READY, True, {}
+        self.state, self.ever_ready = State.READY, True
+        for name in ("not_ready_in_time", "canary_late"):
+            self.due.pop(name, None)
         self._watch(at)
 
     # --- the watchdog
@@ -287,17 +290,26 @@ class Story:
     _on_canary_late = _on_canary_failed
 
     def _free(self, at: Window) -> None:
-        """Nothing is under way any more: what waited is taken up."""
+        """Nothing is under way any more: what waited is taken up, in an order of its own."""
         self.doing = None
         for name in _VERDICTS & self.due.keys():
             self.due[name] = _not_before(self.due[name], at)
-        waited, self.unjudged = self.unjudged, frozenset()
-        if "lost" in waited:
+        for name in self.unjudged:
+            self.due[name] = at[0], float("inf")
+        self.unjudged = frozenset()
+        if self.commands:
+            self.due["next_command"] = at
+        elif "lost_before" in self.due:
             self._lose("engine_hung", at)
-        elif "missed" in waited:
+        elif "missed_before" in self.due:
+            del self.due["missed_before"]
             self._degrade(at)
-        if self.commands and not self.doing and self.state in IN_SERVICE:
-            self.due["next_command"] = at  # or an answer that came before it is judged first
+
+    def _on_missed_before(self, at: Window) -> None:
+        self._degrade(at)
+
+    def _on_lost_before(self, at: Window) -> None:
+        self._lose("engine_hung", at)
 
     def _lose(self, code: str, at: Window) -> None:
         """The engine is gone for good."""
@@ -354,12 +366,19 @@ class Story:
         del self.due["command_late"]
         was_asleep = self.asleep
         if self.doing == "sleep":
-            self.asleep, self.unjudged = True, frozenset()
+            self.asleep = True
+            self._forget()
         elif self.doing == "wake":
             self.asleep = False
         if self.doing == "sleep" or was_asleep is not self.asleep:
             self._watch(at)
         self._free(at)
+
+    def _forget(self) -> None:
+        """What was found before the engine slept says nothing of it now."""
+        self.unjudged = frozenset()
+        for name in ("missed_before", "lost_before"):
+            self.due.pop(name, None)
 
     def _on_command_late(self, at: Window) -> None:
         """It failed, which does no harm."""
@@ -435,7 +454,9 @@ class Story:
         if not (VERDICTS_MAY_WAIT and self.doing in ("canary", "wake", "reset_prefix_cache")):
             return []
         names = ("missed", "lost")
-        found = [name for name in names if name in self.due and self.due[name][0] <= self.now]
+        found = [
+            f"{name}_before" for name in names if name in self.due and self.due[name][0] <= self.now
+        ]
         return [frozenset(found[:n]) for n in range(1, len(found) + 1)]
 
     def _go_on(self) -> None:
@@ -454,6 +475,7 @@ class Story:
             return [self]
         self.alive, self.died_s = False, self.now
         self._go_on()
+        self.in_flight_at_death = tuple(self.in_flight)
         if self.state in IN_SERVICE:
             self._lose("engine_died", (self.now, self.now))
         elif self.state is not State.STOPPING:
@@ -487,9 +509,15 @@ class Story:
         self.due = {"ended": (self.now, min(latest, self.now + ABOUT_A_SECOND_S))}
 
     def _or_died(self) -> None:
-        """A death of the same moment that a restart would have mended may count as the cause."""
+        """A death of the same moment that a restart would have mended may count as the cause.
+
+        Whether the restart had already begun, and cut what ran, is open as well.
+        """
         if self.died_s == self.now:
             self.ends |= {End("engine_died", 75)}
+            self.in_flight = list(self.in_flight_at_death)
+            self._drain((self.now, self.now))
+            self.due["drained"] = self.now, self.due["drained"][1]
 
     def server_exits(self) -> list[Story]:
         if self.state not in (State.PARSED, *OVER):
