@@ -76,15 +76,15 @@ class Abandoned:
 
 
 async def race(
-    task: asyncio.Future[Any], timeout_s: float | None, interrupt: Latch | None = None
+    task: asyncio.Future[Any], timeout_s: float | None, *interrupts: Latch | None
 ) -> bool:
-    """Waits until the task ends, time is up, or `interrupt` is set; says whether the task ended.
+    """Waits until the task ends, time is up, or a latch is set; says whether the task ended.
 
     Unlike `asyncio.timeout` it neither cancels the task nor waits for what it does about that; both
     are the caller's. Raises only CancelledError, when the caller is cancelled.
     """
     await asyncio.wait(
-        {task} if interrupt is None else {task, interrupt.waiter()},
+        {task, *(latch.waiter() for latch in interrupts if latch is not None)},
         timeout=timeout_s,
         return_when=asyncio.FIRST_COMPLETED,
     )

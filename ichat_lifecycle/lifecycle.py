@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -38,6 +38,16 @@ from ichat_lifecycle.supervision import Supervisor
 log = structlog.get_logger("ichat_lifecycle")
 
 T = TypeVar("T")
+
+
+class Meanwhile(Protocol):
+    """What the writer does while a call is under way: `take`, each time that `news` is set."""
+
+    news: Latch
+
+    async def take(self) -> None:
+        """Clears `news`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +267,22 @@ class Lifecycle:
         finally:
             self._limit = outer
 
-    async def bounded(self, work: Coroutine[Any, Any, T], what: str) -> T:
+    async def until(self, latch: Latch) -> None:
+        """Waits until the latch is set.
+
+        Raises:
+            Interrupted: a stop or a fault came first.
+        """
+        if not self._interrupt.is_set():
+            await asyncio.wait(
+                {latch.waiter(), self._interrupt.waiter()}, return_when=asyncio.FIRST_COMPLETED
+            )
+        if self._interrupt.is_set():
+            raise Interrupted
+
+    async def bounded(
+        self, work: Coroutine[Any, Any, T], what: str, meanwhile: Meanwhile | None = None
+    ) -> T:
         """Runs `work` until it ends, the deadline, a stop, or a fault, whichever comes first.
 
         For single calls to the world only: what ignores its cancellation goes on, and must find
@@ -272,11 +297,10 @@ class Lifecycle:
             work.close()
             raise Interrupted
         limit = self._limit
-        left_s = max(0.0, limit.at_s - self._now()) if limit is not None else None
         task = asyncio.create_task(work, name=what)
         ended = False
         try:
-            ended = await race(task, left_s, self._interrupt)
+            ended = await self._outlast(task, limit, meanwhile)
         finally:
             if not ended:
                 await self._abandon(task)
@@ -285,6 +309,19 @@ class Lifecycle:
         if self._interrupt.is_set() or limit is None:
             raise Interrupted
         raise DeadlineError(limit.message)
+
+    async def _outlast(
+        self, task: asyncio.Task[Any], limit: _Limit | None, meanwhile: Meanwhile | None
+    ) -> bool:
+        """Whether the task ended by itself, and in time."""
+        while True:
+            left_s = max(0.0, limit.at_s - self._now()) if limit is not None else None
+            news = meanwhile.news if meanwhile is not None else None
+            ended = await race(task, left_s, self._interrupt, news)
+            over = ended or self._interrupt.is_set()
+            if over or meanwhile is None or not meanwhile.news.is_set():
+                return ended
+            await meanwhile.take()
 
     async def _abandon(self, task: asyncio.Task[Any]) -> None:
         """Cancels and waits, within a bound."""

@@ -6,28 +6,29 @@ Runs in the writer's own loop, one item at a time; it decides, and has the lifec
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from ichat_lifecycle.bounds import Interrupted
+from ichat_lifecycle.bounds import Interrupted, Latch
 from ichat_lifecycle.errors import (
     CommandFailed,
-    EngineDiedError,
     LifecycleError,
     TransitionRefused,
 )
 from ichat_lifecycle.journal import Reason
-from ichat_lifecycle.ports import Ports, Verdict, VerdictKind
+from ichat_lifecycle.ports import Fault, Ports, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger
 
 if TYPE_CHECKING:
     from ichat_lifecycle.lifecycle import Lifecycle
 
 log = structlog.get_logger("ichat_lifecycle")
+
+T = TypeVar("T")
 
 ASLEEP = Reason("asleep", "the engine is asleep", hint="wake it with POST /lifecycle/engine/wake")
 RESTART_ASKED = Reason("restart_asked", "an operator asked for a new engine")
@@ -53,7 +54,11 @@ class Supervisor:
         self._life = life
         self._ports = ports
         self._health = life.settings.health
-        self._inbox: asyncio.Queue[Verdict | Command] = asyncio.Queue(maxsize=INBOX_LIMIT)
+        # Set when something has come in; as `Meanwhile` has it.
+        self.news = Latch()
+        self._verdicts: deque[Verdict] = deque(maxlen=INBOX_LIMIT)
+        self._waiting: deque[Command] = deque()
+        self._canary_void = False
         self._misses = 0
         self._streak = 0
         self._restarts_spent = 0
@@ -68,24 +73,25 @@ class Supervisor:
     # --- in
 
     def on_verdict(self, verdict: Verdict) -> None:
-        with contextlib.suppress(asyncio.QueueFull):  # verdicts repeat; the next one says the same
-            self._inbox.put_nowait(verdict)
+        self._verdicts.append(verdict)
+        self.news.set()
 
     async def command(self, name: str, argument: Any) -> None:
         """Queues a command and waits for its outcome."""
+        if len(self._waiting) >= INBOX_LIMIT:
+            raise TransitionRefused(f"{name}: too much is waiting already")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        try:
-            self._inbox.put_nowait(Command(name, argument, done))
-        except asyncio.QueueFull:
-            raise TransitionRefused(f"{name}: too much is waiting already") from None
+        self._waiting.append(Command(name, argument, done))
+        self.news.set()
         await done
 
     def refuse_all(self) -> None:
         """Answers the commands that nobody will run any more."""
-        while not self._inbox.empty():
-            item = self._inbox.get_nowait()
-            if isinstance(item, Command) and not item.done.done():
-                item.done.set_exception(TransitionRefused(f"{item.name}: the worker is stopping"))
+        while self._waiting:
+            command = self._waiting.popleft()
+            if not command.done.done():
+                refusal = TransitionRefused(f"{command.name}: the worker is stopping")
+                command.done.set_exception(refusal)
 
     @property
     def restarts_left(self) -> int:
@@ -96,15 +102,24 @@ class Supervisor:
     # --- one step
 
     async def step(self) -> None:
-        """Takes one item and decides. Raises when service has to end."""
+        """Does the first of what there is to do. Raises when service has to end."""
         if (fault := self._life.fault_error()) is not None:
             await self._lose_engine(fault)
-            return
-        item = await self._life.bounded(self._inbox.get(), "supervising")
-        if isinstance(item, Command):
-            await self._run(item)
+        elif self._verdicts:
+            await self.take()
+        elif self._waiting:
+            await self._run(self._waiting.popleft())
+        elif self._may_recover:
+            await self._recover()
         else:
-            await self._judge(item)
+            self.news.clear()
+            await self._life.until(self.news)
+
+    async def take(self) -> None:
+        """Judges what the watchdog has said, also while a command or the canary is under way."""
+        self.news.clear()
+        while self._verdicts:
+            await self._judge(self._verdicts.popleft())
 
     async def _judge(self, verdict: Verdict) -> None:
         self._life.recorder.publish(last_verdict=verdict)
@@ -112,6 +127,7 @@ class Supervisor:
         missed = verdict.kind is VerdictKind.MISSED
         self._misses = self._misses + 1 if missed else 0
         self._count(self._streak + 1 if healthy else 0)
+        self._canary_void = self._canary_void or not healthy
         (log.warning if missed else log.info)(
             "verdict",
             kind=verdict.kind.value,
@@ -122,11 +138,13 @@ class Supervisor:
         if verdict.kind is VerdictKind.ASLEEP:
             await self._degrade(ASLEEP)
         elif self._misses >= self._health.give_up_after:
-            await self._lose_engine(self._hung())
+            self._life.post_fault(self._hung())
         elif self._misses >= self._health.degrade_after:
             await self._degrade(self._unresponsive(verdict))
-        elif self._streak >= self._health.recover_after and self._life.state is State.DEGRADED:
-            await self._recover()
+
+    @property
+    def _may_recover(self) -> bool:
+        return self._life.state is State.DEGRADED and self._streak >= self._health.recover_after
 
     def _count(self, streak: int) -> None:
         self._streak = streak
@@ -140,10 +158,10 @@ class Supervisor:
             "it recovers by itself if the engine answers again",
         )
 
-    def _hung(self) -> EngineDiedError:
-        return EngineDiedError(
+    def _hung(self) -> Fault:
+        return Fault(
+            "engine_hung",
             f"the engine has not answered {self._misses} probes in a row",
-            code="engine_hung",
             hint="start the worker again; its engine processes were alive but stuck",
         )
 
@@ -160,8 +178,11 @@ class Supervisor:
             self._life.recorder.publish(reason=reason)
 
     async def _recover(self) -> None:
+        self._canary_void = False
         if self._life.settings.warm_up.requests and not await self._canary_answers():
             self._count(0)
+            return
+        if self._canary_void:  # the engine has fallen silent, or asleep, since it was asked
             return
         self._life.learn(canary_answered=True)
         try:
@@ -173,7 +194,7 @@ class Supervisor:
     async def _canary_answers(self) -> bool:
         try:
             with self._life.deadline(self._health.canary_timeout, "the canary"):
-                await self._life.bounded(self._ports.probe.canary(), "canary")
+                await self._call(self._ports.probe.canary(), "canary")
         except Interrupted:
             raise
         except Exception as error:
@@ -198,6 +219,10 @@ class Supervisor:
         await self._life.fire(Trigger.RESTART_ENGINE)
         self._forget_verdicts()
 
+    async def _call(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        """One call, bounded. An engine that hangs meanwhile is noticed as at any other time."""
+        return await self._life.bounded(work, what, self)
+
     # --- commands
 
     async def _run(self, command: Command) -> None:
@@ -210,6 +235,7 @@ class Supervisor:
                 await self._commands[command.name](command.argument)
             outcome = None
         except Interrupted:
+            outcome = self._life.fault_error() or outcome
             raise
         except LifecycleError as error:
             outcome = error
@@ -226,7 +252,7 @@ class Supervisor:
         self._restart_asked = True
         try:
             await self._degrade(RESTART_ASKED)
-            await self._life.drain()
+            await self._call(self._life.drain(), "drain")
             await self._replace_engine()
         finally:
             self._restart_asked = False
@@ -235,24 +261,21 @@ class Supervisor:
         # Not ready first, asleep second: nobody may be routed to an engine that is going to sleep.
         # And vLLM's sleep aborts what runs.
         await self._degrade(ASLEEP)
-        await self._life.drain()
-        await self._life.bounded(self._ports.engine.sleep(level), "sleep")
+        await self._call(self._life.drain(), "drain")
+        await self._call(self._ports.engine.sleep(level), "sleep")
         self._forget_verdicts()
 
     def _forget_verdicts(self) -> None:
         """Answers from before the engine slept, or was another one, say nothing of it now."""
         self._count(0)
-        waiting = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
-        for item in waiting:
-            if isinstance(item, Command):
-                self._inbox.put_nowait(item)
+        self._verdicts.clear()
 
     async def _wake(self, _: Any) -> None:
-        await self._life.bounded(self._ports.engine.wake_up(), "wake")
+        await self._call(self._ports.engine.wake_up(), "wake")
         self._ports.watchdog.pace(self._health.recovery_interval)
 
     async def _reset_prefix_cache(self, _: Any) -> None:
-        await self._life.bounded(self._ports.engine.reset_prefix_cache(), "reset_prefix_cache")
+        await self._call(self._ports.engine.reset_prefix_cache(), "reset_prefix_cache")
 
 
 def _settle(done: asyncio.Future[None], outcome: Exception | None) -> None:

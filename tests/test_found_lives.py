@@ -151,3 +151,30 @@ def test_no_new_engine_is_started_under_a_server_that_has_ended() -> None:
     life = lived((8.0, "engine_dies"), (8.0, "server_exits"), settings=RESTARTS)
     assert isinstance(life.error, EngineDiedError)
     assert life.lifecycle.snapshot.restarts == 0
+
+
+def test_a_probe_that_fails_as_the_watchdog_stops_is_heard() -> None:
+    """It had failed before it could be cancelled, and nobody asked it for its error."""
+    lived(
+        (3.55, "restart"), settings=SHORT, until_s=10.0, server_cut=(Outcome(hang=True), USUAL),
+        engine_is_sleeping=(USUAL, USUAL, Outcome(error="LimitError"), USUAL),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["wake", "reset_prefix_cache"])
+def test_an_engine_that_hangs_under_a_command_is_noticed_as_soon_as_any(command: Do) -> None:
+    """Verdicts waited for the command's own deadline: for a minute nobody knew."""
+    life = lived((7.9, "engine_freezes"), (8.0, command), until_s=90.0)
+    degraded = next(r for r in life.lifecycle.journal if r.dest is State.DEGRADED)
+    assert degraded.mono_s - 7.9 <= life.settings.health.interval + life.settings.health.timeout
+    assert isinstance(life.error, EngineDiedError)
+    assert life.error.code == "engine_hung"
+
+
+def test_a_canary_that_an_engine_answers_in_its_sleep_does_not_make_it_ready() -> None:
+    canary = Outcome(delay_s=3.0)
+    life = lived(
+        (7.9, "sleep"), (10.0, "wake"), (13.0, "engine_falls_asleep"),
+        until_s=40.0, probe_canary=(canary,),
+    )  # fmt: skip
+    assert all(record.dest is not State.READY for record in list(life.lifecycle.journal)[4:])

@@ -64,10 +64,9 @@ class RpcWatchdog:
                 silence = loop.time() - began
                 on_verdict(Verdict(VerdictKind.MISSED, None, f"silent for {silence:.1f} s"))
         finally:
-            if not probe.done():
-                probe.cancel()
-                # To stop means that nothing asks any more. Nobody wants its answer either.
-                await asyncio.gather(probe, return_exceptions=True)
+            probe.cancel()
+            # To stop means that nothing asks any more. Nobody wants its answer or error either.
+            await asyncio.gather(probe, return_exceptions=True)
         latency = round(loop.time() - began, 6)
         if probe.cancelled() or probe.exception() is not None:
             error = None if probe.cancelled() else probe.exception()

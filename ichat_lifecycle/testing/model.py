@@ -20,10 +20,6 @@ EPSILON_S = 1e-6  # times are sums of floats
 ABOUT_A_SECOND_S = 1.0  # "With nothing in flight and the defaults, it takes about a second."
 COMMAND_TIMEOUT_S = 60.0  # "504 no outcome in time"
 
-# The documents do not say whether verdicts wait while a command or a canary is under way. False:
-# they must not, so that a hung engine is noticed in time whatever an operator has asked of it.
-VERDICTS_MAY_WAIT = True
-
 IN_SERVICE = (State.READY, State.DEGRADED)
 OVER = (State.STOPPING, State.STOPPED)
 RETURNED, CANCELLED = "returned", "cancelled"
@@ -108,12 +104,13 @@ class Story:
     # What is under way: a command, "canary" or "release"; what waits behind it.
     doing: str | None = None
     commands: list[str] = field(default_factory=list)
-    unjudged: frozenset[str] = frozenset()
+    canary_void: bool = False  # a probe has shown otherwise since it was asked for
     warm_ups_left: int = 0
     canaries: int = 0
     in_flight: list[float] = field(default_factory=list)  # when each request is to end
     drain_from: Window = (0.0, 0.0)
     # Moments at which something more is open: what came at once with something else.
+    begun_s: float | None = None
     died_s: float | None = None
     in_flight_at_death: tuple[float, ...] = ()
     thawed_s: float | None = None
@@ -158,8 +155,6 @@ class Story:
             return None
         if self.doing and name in ("well_again", "next_command"):
             return None
-        if self.doing and name in _VERDICTS:
-            return (lo, float("inf")) if VERDICTS_MAY_WAIT else (lo, hi)
         return lo, hi
 
     def until(self, to_s: float) -> list[Story]:
@@ -246,7 +241,7 @@ class Story:
             silent = first, last + max(health.interval, health.recovery_interval)
             self.due["missed"] = _after(silent, health.degrade_after * health.timeout)
             self.due["lost"] = _after(silent, health.give_up_after * health.timeout)
-        elif self.state is State.READY and self.asleep:
+        elif self.asleep and (self.state is State.READY or self.doing == "canary"):
             self.due["nap_seen"] = at[0], at[1] + health.interval
         elif self.state is State.DEGRADED and not self.asleep:
             answers_s = health.recover_after * health.recovery_interval
@@ -258,9 +253,11 @@ class Story:
             self._watch(at)
 
     def _on_missed(self, at: Window) -> None:
+        self.canary_void = True
         self._degrade(at)
 
     def _on_nap_seen(self, at: Window) -> None:
+        self.canary_void = True
         self._degrade(at)
 
     def _on_lost(self, at: Window) -> None:
@@ -270,7 +267,7 @@ class Story:
         if not self.world.settings.warm_up.requests:
             self._become_ready(at)
             return
-        self.doing = "canary"
+        self.doing, self.canary_void = "canary", False
         self.canaries += 1
         fails = self.canaries <= self.world.canaries_that_fail
         name = "canary_failed" if fails else "canary_answered"
@@ -278,8 +275,11 @@ class Story:
         self.due["canary_late"] = _after(at, self.world.settings.health.canary_timeout)
 
     def _on_canary_answered(self, at: Window) -> None:
-        self._become_ready(at)
-        self._free(at)
+        if self.canary_void:
+            self._on_canary_failed(at)
+        else:
+            self._become_ready(at)
+            self._free(at)
 
     def _on_canary_failed(self, at: Window) -> None:
         for name in ("canary_answered", "canary_failed", "canary_late"):
@@ -294,22 +294,8 @@ class Story:
         self.doing = None
         for name in _VERDICTS & self.due.keys():
             self.due[name] = _not_before(self.due[name], at)
-        for name in self.unjudged:
-            self.due[name] = at[0], float("inf")
-        self.unjudged = frozenset()
         if self.commands:
             self.due["next_command"] = at
-        elif "lost_before" in self.due:
-            self._lose("engine_hung", at)
-        elif "missed_before" in self.due:
-            del self.due["missed_before"]
-            self._degrade(at)
-
-    def _on_missed_before(self, at: Window) -> None:
-        self._degrade(at)
-
-    def _on_lost_before(self, at: Window) -> None:
-        self._lose("engine_hung", at)
 
     def _lose(self, code: str, at: Window) -> None:
         """The engine is gone for good."""
@@ -322,7 +308,7 @@ class Story:
 
     def _release(self, at: Window) -> None:
         """The old engine goes; what still ran is cut."""
-        self.doing, self.alive, self.frozen, self.unjudged = "release", False, False, frozenset()
+        self.doing, self.alive, self.frozen = "release", False, False
         self.in_flight.clear()
         self.due = {"released": _after(at, self.world.takes_s["engine.release"])}
 
@@ -341,6 +327,7 @@ class Story:
             stories.append(self.another())
         self.commands.append(name)
         if not self.doing and "next_command" not in self.due:
+            self.begun_s = self.now
             self._begin(self.commands.pop(0), (self.now, self.now))
         return stories
 
@@ -367,18 +354,11 @@ class Story:
         was_asleep = self.asleep
         if self.doing == "sleep":
             self.asleep = True
-            self._forget()
         elif self.doing == "wake":
             self.asleep = False
         if self.doing == "sleep" or was_asleep is not self.asleep:
             self._watch(at)
         self._free(at)
-
-    def _forget(self) -> None:
-        """What was found before the engine slept says nothing of it now."""
-        self.unjudged = frozenset()
-        for name in ("missed_before", "lost_before"):
-            self.due.pop(name, None)
 
     def _on_command_late(self, at: Window) -> None:
         """It failed, which does no harm."""
@@ -436,28 +416,13 @@ class Story:
     def engine_thaws(self) -> list[Story]:
         if not self.frozen:
             return [self]
-        waiting = self._verdicts_waiting()
         self._go_on()
         self.thawed_s = self.now
         for name in _ANSWERS & self.due.keys():
             self.due[name] = _not_before(self.due[name], (self.now, self.now))
         if self.state in IN_SERVICE:
             self._watch((self.now, self.now))
-        stories = [self]
-        for unjudged in waiting:
-            stories.append(self.another())
-            stories[-1].unjudged = unjudged
-        return stories
-
-    def _verdicts_waiting(self) -> list[frozenset[str]]:
-        """What may have been found while something else was under way, and is judged after it."""
-        if not (VERDICTS_MAY_WAIT and self.doing in ("canary", "wake", "reset_prefix_cache")):
-            return []
-        names = ("missed", "lost")
-        found = [
-            f"{name}_before" for name in names if name in self.due and self.due[name][0] <= self.now
-        ]
-        return [frozenset(found[:n]) for n in range(1, len(found) + 1)]
+        return [self]
 
     def _go_on(self) -> None:
         self.frozen = False
@@ -473,6 +438,15 @@ class Story:
     def engine_dies(self) -> list[Story]:
         if not self.alive:
             return [self]
+        stories = [self]
+        if self.doing and self.begun_s == self.now:  # or had it not begun, and waits for the next?
+            stories.append(self.another())
+            stories[-1].commands.insert(0, self.doing)
+        for story in stories:
+            story._die()
+        return stories
+
+    def _die(self) -> None:
         self.alive, self.died_s = False, self.now
         self._go_on()
         self.in_flight_at_death = tuple(self.in_flight)
@@ -480,7 +454,6 @@ class Story:
             self._lose("engine_died", (self.now, self.now))
         elif self.state is not State.STOPPING:
             self._fail("engine_died", (self.now, self.now))
-        return [self]
 
     def stale_fault(self) -> list[Story]:
         """An engine that has been replaced ends: that is no news."""
