@@ -133,7 +133,7 @@ class Actions:
         return await self._hooks.call(acquire(), name)
 
     async def restart_engine(self) -> None:
-        await self._cut()
+        await self.cut()
         await self._resources.release_above(SERVER, self._hooks.on_released, self._hooks.interrupt)
         if self._resources.lost:
             lost = ", ".join(self._resources.lost)
@@ -145,7 +145,7 @@ class Actions:
     async def stop(self) -> None:
         """Drains, then releases everything. Raises nothing: each error is reported."""
         if SERVER in self._resources.names and not await self._drained(self._hooks.hurry):
-            await self._cut()
+            await self.cut()
         await self._resources.release_above(None, self._hooks.on_released)
 
     async def drain(self) -> None:
@@ -157,13 +157,14 @@ class Actions:
         if not await self._drained(self._hooks.interrupt):
             if self._hooks.interrupt.is_set():
                 raise Interrupted
-            await self._cut()
+            await self.cut()
 
     async def _drained(self, interrupt: Latch) -> bool:
         drained = self._ports.server.drained()
         return await self._tried("drain", drained, self._settings.stop.drain, interrupt)
 
-    async def _cut(self) -> None:
+    async def cut(self) -> None:
+        """Ends what is in flight, each request with an explicit error; a failure is logged."""
         if not await self._tried("cut", self._ports.server.cut(), self._settings.stop.cut):
             log.warning("cut_incomplete", in_flight=self._ports.server.in_flight)
 

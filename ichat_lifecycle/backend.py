@@ -31,7 +31,7 @@ from ichat_lifecycle.adapters.vllm_app import (
 from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
 from ichat_lifecycle.adapters.vllm_engine import VllmEngine
 from ichat_lifecycle.adapters.vllm_layout import Layout
-from ichat_lifecycle.adapters.watchdog import RpcWatchdog
+from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
 from ichat_lifecycle.arguments import ParsedArguments
 from ichat_lifecycle.base_backend import LifecycleBackend
 from ichat_lifecycle.config import Settings
@@ -153,13 +153,21 @@ class VLLMBackend(LifecycleBackend):
             None if self._scan.uds else self._scan.port,
             self.options.announce,
         )
+        probe = HttpProbe(self._target, settings.warm_up)
+        senses = Senses(
+            is_sleeping=self.engine.is_sleeping,
+            progress=self.engine.progress,
+            in_flight=lambda: self.gate.in_flight,
+            ready=lambda: self.lifecycle.snapshot.ready,
+            token=probe.token,
+        )
         return Ports(
             arguments=self._arguments,
             binder=self.binder,
             engine=self.engine,
             server=UvicornServer(self.gate, self._uvicorn_options, builder, self._ssl_refresher),
-            probe=HttpProbe(self._target, settings.warm_up),
-            watchdog=RpcWatchdog(self.engine.is_sleeping, settings.health),
+            probe=probe,
+            watchdog=EngineWatchdog(senses, settings.health),
             clock=SystemClock(),
             companions=(self.control, *companions),
         )

@@ -54,12 +54,18 @@ class Health(_Section):
         6, ge=1, description="misses in a row, one per timeout of silence, that end service"
     )
     canary_timeout: Seconds = Field(30, gt=0, description="how long the canary may take")
+    token_interval: Seconds = Field(
+        15, ge=0, description="an engine that has not moved for so long is asked for a token; 0: no"
+    )
 
 
 class Restart(_Section):
     """Restarts of the engine within the process."""
 
-    max: int = Field(0, ge=0, le=1000, description="how many in all; 0 means stop instead")
+    max: int = Field(3, ge=0, le=1000, description="how many in a window; 0 means stop instead")
+    window: Seconds = Field(3600, gt=0, description="in which restarts count")
+    backoff: Seconds = Field(1, gt=0, description="before the second in a window; then it doubles")
+    backoff_max: Seconds = Field(60, gt=0, description="what it doubles up to")
 
 
 class Stop(_Section):

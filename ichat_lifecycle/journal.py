@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from ichat_lifecycle.errors import LifecycleError
-from ichat_lifecycle.ports import Verdict
+from ichat_lifecycle.ports import Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, allowed
 
 # A limit on everything: a worker that flaps for a year must not grow. 10 000 are about 3 MB.
 JOURNAL_LIMIT = 10_000
+VERDICTS_LIMIT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,31 @@ class TransitionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictRecord:
+    """What the watchdog found, `times` in a row from `at` to `until`; the signs are the last."""
+
+    at: datetime
+    until: datetime
+    state: State
+    verdict: Verdict
+    times: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "at": self.at.isoformat(),
+            "until": self.until.isoformat(),
+            "state": self.state.value,
+            "times": self.times,
+            **verdict_as_dict(self.verdict),
+        }
+
+
+def verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
+    """A verdict with the signs it rests on."""
+    return {"kind": verdict.kind.value, **asdict(verdict.signs)}
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a start has come. `fraction` (0 to 1) only where the engine tells."""
 
@@ -103,13 +129,32 @@ class Snapshot:
 
 
 class Journal:
-    """The transitions of one life, oldest first, at most JOURNAL_LIMIT of the newest."""
+    """The transitions of one life, oldest first, at most JOURNAL_LIMIT of the newest.
+
+    And the last VERDICTS_LIMIT verdicts; of those that say that all is well, a row of the same kind
+    is one record.
+    """
 
     def __init__(self) -> None:
         self._records: deque[TransitionRecord] = deque(maxlen=JOURNAL_LIMIT)
+        self._verdicts: deque[VerdictRecord] = deque(maxlen=VERDICTS_LIMIT)
 
     def append(self, record: TransitionRecord) -> None:
         self._records.append(record)
+
+    def judged(self, verdict: Verdict, state: State, at: datetime) -> None:
+        last = self._verdicts[-1] if self._verdicts else None
+        alike = last is not None and (last.verdict.kind, last.state) == (verdict.kind, state)
+        if last is not None and alike and verdict.kind is not VerdictKind.HUNG:
+            times = last.times + 1
+            self._verdicts[-1] = replace(last, until=at, verdict=verdict, times=times)
+        else:
+            self._verdicts.append(VerdictRecord(at, at, state, verdict))
+
+    @property
+    def verdicts(self) -> tuple[VerdictRecord, ...]:
+        """What the watchdog has found, oldest first."""
+        return tuple(self._verdicts)
 
     def __iter__(self) -> Iterator[TransitionRecord]:
         # A copy: the control plane reads from another thread.

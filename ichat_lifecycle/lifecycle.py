@@ -244,6 +244,10 @@ class Lifecycle:
         """Lets running requests finish, and cuts what is left at the deadline."""
         await self._actions.drain()
 
+    async def cut(self) -> None:
+        """Ends running requests, each with an explicit error."""
+        await self._actions.cut()
+
     async def fire(self, trigger: Trigger) -> None:
         """One transition, in the caller's task."""
         if not self._machine.busy:  # else it is refused, and must change nothing
@@ -257,8 +261,7 @@ class Lifecycle:
         Raises:
             Interrupted: a stop or a fault was there first; nothing has begun.
         """
-        if self._interrupt.is_set():
-            raise Interrupted
+        self.check()
         outer = self._limit
         limit = _Limit(self._now() + seconds, f"{what} took longer than {seconds:g} s")
         self._limit = limit if outer is None or limit.at_s < outer.at_s else outer
@@ -266,6 +269,11 @@ class Lifecycle:
             yield
         finally:
             self._limit = outer
+
+    def check(self) -> None:
+        """Raises Interrupted where a stop or a fault ends whatever else goes on."""
+        if self._interrupt.is_set():
+            raise Interrupted
 
     async def until(self, latch: Latch) -> None:
         """Waits until the latch is set.
@@ -277,8 +285,7 @@ class Lifecycle:
             await asyncio.wait(
                 {latch.waiter(), self._interrupt.waiter()}, return_when=asyncio.FIRST_COMPLETED
             )
-        if self._interrupt.is_set():
-            raise Interrupted
+        self.check()
 
     async def bounded(
         self, work: Coroutine[Any, Any, T], what: str, meanwhile: Meanwhile | None = None

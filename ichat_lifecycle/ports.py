@@ -8,6 +8,7 @@ way. All times are in seconds.
 from __future__ import annotations
 
 import enum
+import random
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -35,20 +36,52 @@ class Address:
 
 
 class VerdictKind(enum.StrEnum):
-    """What one probe of the engine showed."""
+    """What the signs of an engine's life say of it; see verdicts.py."""
 
-    HEALTHY = "healthy"
+    IDLE = "idle"
+    BUSY = "busy"
     ASLEEP = "asleep"
-    MISSED = "missed"
+    HUNG = "hung"
+    LOOP_BLOCKED = "loop_blocked"  # our own loop: the engine could not be heard
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What a verdict rests on.
+
+    Attributes:
+        answered_s: how long the RPC's answer took; None where there is none.
+        silent_s: how long the RPC has been without an answer, and the engine without progress.
+        token_silent_s: the same of a token that an idle engine was asked for.
+        progressed: vLLM's own counters have changed since the last look.
+        in_flight: requests under way.
+        asleep: what the RPC's answer says.
+        loop_lag_s: how much too late our own loop was.
+        error: what the RPC failed with.
+    """
+
+    answered_s: float | None = None
+    silent_s: float = 0.0
+    token_silent_s: float = 0.0
+    progressed: bool = False
+    in_flight: int = 0
+    asleep: bool = False
+    loop_lag_s: float = 0.0
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One probe's outcome. `latency_s` is None for a probe that has not been answered."""
+    """What the watchdog found, and why."""
 
     kind: VerdictKind
-    latency_s: float | None = None
-    detail: str = ""
+    signs: Signs = Signs()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the engine answered, and was awake."""
+        fine = self.kind in (VerdictKind.IDLE, VerdictKind.BUSY)
+        return fine and self.signs.answered_s is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +133,10 @@ class Engine(Protocol):
 
     def kill(self) -> None:
         """Makes a release that is under way end by force. Safe at any time, from any thread."""
+        ...
+
+    def progress(self) -> Any:
+        """Something that changes while the engine works; None where it does not tell."""
         ...
 
     async def is_sleeping(self) -> bool:
@@ -155,9 +192,13 @@ class Probe(Protocol):
         """One greedy request. Raises when it is not answered."""
         ...
 
+    async def token(self) -> None:
+        """A request for one token, as any client would make it. Raises when it is not answered."""
+        ...
+
 
 class Watchdog(Protocol):
-    """Asks the engine for a sign of life, one probe at a time."""
+    """Gathers the signs of an engine's life, one question at a time."""
 
     async def start(self, on_verdict: VerdictReport) -> None: ...
 
@@ -196,6 +237,7 @@ class Ports:
     watchdog: Watchdog
     clock: Clock
     companions: tuple[Companion, ...] = ()
+    random: Callable[[], float] = random.random
 
 
 Release = Callable[[], Awaitable[None]]

@@ -9,11 +9,20 @@ from typing import Any
 
 import structlog
 
-from ichat_lifecycle.journal import Journal, Progress, Reason, Snapshot, TransitionRecord
-from ichat_lifecycle.ports import Clock
+from ichat_lifecycle.journal import (
+    Journal,
+    Progress,
+    Reason,
+    Snapshot,
+    TransitionRecord,
+    verdict_as_dict,
+)
+from ichat_lifecycle.ports import Clock, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger
 
 log = structlog.get_logger("ichat_lifecycle")
+
+_BAD = (VerdictKind.HUNG, VerdictKind.LOOP_BLOCKED)
 
 
 class Recorder:
@@ -49,6 +58,13 @@ class Recorder:
         progress = self.snapshot.progress
         if progress.ended_mono_s is None:
             self.publish(progress=replace(progress, phase=phase, fraction=fraction))
+
+    def judged(self, verdict: Verdict) -> None:
+        """What the watchdog has found."""
+        self.journal.judged(verdict, self.snapshot.state, self._clock.now())
+        self.publish(last_verdict=verdict)
+        tell = log.warning if verdict.kind in _BAD else log.info
+        tell("verdict", **{k: v for k, v in verdict_as_dict(verdict).items() if v})
 
     def expect(self, seconds: float | None) -> None:
         """How long this start should take."""

@@ -21,7 +21,9 @@ from ichat_lifecycle.errors import (
 )
 from ichat_lifecycle.journal import Reason
 from ichat_lifecycle.ports import Fault, Ports, Verdict, VerdictKind
+from ichat_lifecycle.restart_budget import RestartBudget
 from ichat_lifecycle.states import State, Trigger
+from ichat_lifecycle.verdicts import misses, told
 
 if TYPE_CHECKING:
     from ichat_lifecycle.lifecycle import Lifecycle
@@ -61,7 +63,7 @@ class Supervisor:
         self._canary_void = False
         self._misses = 0
         self._streak = 0
-        self._restarts_spent = 0
+        self._budget = RestartBudget(life.settings.restart, ports.random)
         self._restart_asked = False
         self._commands: dict[str, Callable[[Any], Coroutine[Any, Any, None]]] = {
             "restart": self._restart,
@@ -97,7 +99,7 @@ class Supervisor:
     def restarts_left(self) -> int:
         if self._restart_asked:
             return 1  # an operator's wish costs no budget
-        return max(0, self._life.settings.restart.max - self._restarts_spent)
+        return self._budget.left(self._life.monotonic())
 
     # --- one step
 
@@ -122,23 +124,20 @@ class Supervisor:
             await self._judge(self._verdicts.popleft())
 
     async def _judge(self, verdict: Verdict) -> None:
-        self._life.recorder.publish(last_verdict=verdict)
-        healthy = verdict.kind is VerdictKind.HEALTHY
-        missed = verdict.kind is VerdictKind.MISSED
-        self._misses = self._misses + 1 if missed else 0
-        self._count(self._streak + 1 if healthy else 0)
-        self._canary_void = self._canary_void or not healthy
-        (log.warning if missed else log.info)(
-            "verdict",
-            kind=verdict.kind.value,
-            latency_s=verdict.latency_s,
-            detail=verdict.detail,
-            misses=self._misses,
-        )
+        self._life.recorder.judged(verdict)
+        if verdict.kind is VerdictKind.LOOP_BLOCKED:
+            return  # says nothing of the engine
+        hung = verdict.kind is VerdictKind.HUNG
+        self._misses = misses(verdict.signs, self._health.timeout, self._misses) if hung else 0
+        if verdict.answered:
+            self._count(self._streak + 1)
+        elif hung or verdict.kind is VerdictKind.ASLEEP:
+            self._count(0)
+            self._canary_void = True
         if verdict.kind is VerdictKind.ASLEEP:
             await self._degrade(ASLEEP)
         elif self._misses >= self._health.give_up_after:
-            self._life.post_fault(self._hung())
+            self._life.post_fault(self._hung(verdict))
         elif self._misses >= self._health.degrade_after:
             await self._degrade(self._unresponsive(verdict))
 
@@ -153,16 +152,17 @@ class Supervisor:
     def _unresponsive(self, verdict: Verdict) -> Reason:
         return Reason(
             "engine_unresponsive",
-            f"no answer from the engine for {self._health.timeout:g} s",
-            verdict.detail or None,
+            told(verdict),
+            verdict.signs.error or None,
             "it recovers by itself if the engine answers again",
         )
 
-    def _hung(self) -> Fault:
+    def _hung(self, verdict: Verdict) -> Fault:
         return Fault(
             "engine_hung",
-            f"the engine has not answered {self._misses} probes in a row",
-            hint="start the worker again; its engine processes were alive but stuck",
+            f"the engine hangs: {told(verdict)}",
+            verdict.signs.error or None,
+            "its processes are alive but stuck",
         )
 
     async def _degrade(self, reason: Reason) -> None:
@@ -210,10 +210,19 @@ class Supervisor:
         if self._life.server_lost or self._life.stop_asked or not self.restarts_left:
             raise error
         self._life.forget_fault()
+        await self._life.cut()  # nobody waits longer for an engine that is lost
+        await self._back_off()
         await self._replace_engine()
-        self._restarts_spent += 1
+        self._budget.spend(self._life.monotonic())
+
+    async def _back_off(self) -> None:
+        delay_s = self._budget.delay_s(self._life.monotonic())
+        if delay_s:
+            log.info("restart_backoff", delay_s=round(delay_s, 3))
+            await self._life.bounded(asyncio.sleep(delay_s), "backoff")
 
     async def _replace_engine(self) -> None:
+        self._life.check()
         self._misses = 0
         self._life.learn(health_answered=False, warmed_up=False)
         await self._life.fire(Trigger.RESTART_ENGINE)

@@ -16,7 +16,7 @@ import pytest
 from ichat_lifecycle.config import Settings, Stop
 from ichat_lifecycle.control import view
 from ichat_lifecycle.journal import Journal, Progress, Reason, Snapshot, TransitionRecord
-from ichat_lifecycle.ports import Verdict, VerdictKind
+from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, allowed
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
@@ -87,7 +87,7 @@ def test_a_degraded_worker_tells_why_and_what_the_last_probe_showed() -> None:
         reason=Reason("engine_hung", "no answer", "RPC timed out", "wait"),
         restarts=2,
         stop_asked=True,
-        last_verdict=Verdict(VerdictKind.MISSED, None, "10 s"),
+        last_verdict=Verdict(VerdictKind.HUNG, Signs(silent_s=10.0, in_flight=4)),
     )
     document = view.lifecycle_document(life, FakeIdentity())
     assert document["reason"] == {
@@ -96,7 +96,17 @@ def test_a_degraded_worker_tells_why_and_what_the_last_probe_showed() -> None:
         "root_cause": "RPC timed out",
         "hint": "wait",
     }
-    assert document["last_verdict"] == {"kind": "missed", "latency_s": None, "detail": "10 s"}
+    assert document["last_verdict"] == {
+        "kind": "hung",
+        "answered_s": None,
+        "silent_s": 10.0,
+        "token_silent_s": 0.0,
+        "progressed": False,
+        "in_flight": 4,
+        "asleep": False,
+        "loop_lag_s": 0.0,
+        "error": "",
+    }
     assert (document["restarts"], document["stop_asked"]) == (2, True)
 
 

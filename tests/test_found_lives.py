@@ -21,7 +21,8 @@ from ichat_lifecycle.testing.life import Life, Stage
 from ichat_lifecycle.testing.plan import USUAL, Do, Event, Outcome, Plan
 
 SHORT = SETTINGS["impatient"]
-RESTARTS = SETTINGS["two restarts"]
+RESTARTS = SETTINGS["default"]
+NO_RESTARTS = SETTINGS["no restarts"]
 DEATH = Event(8.0, "engine_dies")
 
 
@@ -141,7 +142,7 @@ def test_a_life_that_was_stopped_and_failed_at_once_keeps_the_failure() -> None:
 
 def test_a_fault_and_a_refusal_of_one_moment_keep_their_order() -> None:
     """The fault was latched, not yet noted, when the gateway's refusal took its place."""
-    life = lived((8.0, "engine_dies"), (8.0, "gateway_refuses"))
+    life = lived((8.0, "engine_dies"), (8.0, "gateway_refuses"), settings=NO_RESTARTS)
     assert isinstance(life.error, EngineDiedError)
     assert any("another worker has this name" in note for note in life.error.__notes__)
 
@@ -164,7 +165,7 @@ def test_a_probe_that_fails_as_the_watchdog_stops_is_heard() -> None:
 @pytest.mark.parametrize("command", ["wake", "reset_prefix_cache"])
 def test_an_engine_that_hangs_under_a_command_is_noticed_as_soon_as_any(command: Do) -> None:
     """Verdicts waited for the command's own deadline: for a minute nobody knew."""
-    life = lived((7.9, "engine_freezes"), (8.0, command), until_s=90.0)
+    life = lived((7.9, "engine_freezes"), (8.0, command), settings=NO_RESTARTS, until_s=90.0)
     degraded = next(r for r in life.lifecycle.journal if r.dest is State.DEGRADED)
     assert degraded.mono_s - 7.9 <= life.settings.health.interval + life.settings.health.timeout
     assert isinstance(life.error, EngineDiedError)
@@ -178,3 +179,14 @@ def test_a_canary_that_an_engine_answers_in_its_sleep_does_not_make_it_ready() -
         until_s=40.0, probe_canary=(canary,),
     )  # fmt: skip
     assert all(record.dest is not State.READY for record in list(life.lifecycle.journal)[4:])
+
+
+def test_a_stop_between_a_loss_and_the_restart_is_an_end_not_a_refused_trigger() -> None:
+    events = tuple(Event(0.0, do, turn=turn) for turn, do in enumerate(_LOSS_AND_STOP, start=57))
+    with Stage() as stage:
+        life = stage.live(Plan({}, {}, events, 6.0, 0.05), LifecycleBackend)
+    check(life)
+    assert life.error is None
+
+
+_LOSS_AND_STOP: tuple[Do, ...] = ("engine_dies", "restart", "stop")

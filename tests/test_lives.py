@@ -49,7 +49,7 @@ def test_one_event_at_every_turn_of_the_loop(record_property: Record) -> None:
 
 def test_the_same_numbers_are_the_same_life() -> None:
     generator = random.Random(1)
-    plans = [plan_of(numbers_of(generator), SETTINGS["two restarts"]) for _ in range(200)]
+    plans = [plan_of(numbers_of(generator), SETTINGS["default"]) for _ in range(200)]
 
     def lived() -> list[list[str]]:
         with Stage() as stage:

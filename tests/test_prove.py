@@ -80,7 +80,7 @@ def test_what_is_found_is_shrunk_to_the_event_that_it_takes() -> None:
 
 def test_lives_are_as_many_as_asked_for_and_of_every_kind() -> None:
     seen: list[Life] = []
-    assert prove.drawn_lives(LifecycleBackend, 1500, "two restarts", seen.append) >= 1500
+    assert prove.drawn_lives(LifecycleBackend, 1500, "default", seen.append) >= 1500
     errors = {type(life.error).__name__ for life in seen}
     assert {"NoneType", "CancelledError", "EngineDiedError", "StopDeadlineError"} <= errors
     assert any(life.lifecycle.snapshot.restarts for life in seen)

@@ -628,7 +628,8 @@ def test_trap_11_other_threads_only_ask(ask: Callable[[Lifecycle], None]) -> Non
 
     async def main() -> None:
         ready = asyncio.Event()
-        lifecycle = Lifecycle(FakeWorld().ports(), Settings(), ready)
+        settings = Settings.model_validate({"restart": {"max": 0}})
+        lifecycle = Lifecycle(FakeWorld().ports(), settings, ready)
         lifecycle.listeners.append(lambda snapshot: threads.add(threading.get_ident()))
         life = asyncio.ensure_future(outcome(lifecycle.run()))
         await ready.wait()

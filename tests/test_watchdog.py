@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from ichat_lifecycle.adapters.watchdog import RpcWatchdog
+from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
 from ichat_lifecycle.config import Health
 from ichat_lifecycle.ports import Verdict
-from ichat_lifecycle.testing.virtual_time import run_virtual
+from ichat_lifecycle.testing.virtual_time import VirtualTimeLoop, run_virtual
 
-HEALTH = Health(interval=5, timeout=10)
-HEALTHY, ASLEEP, MISSED = "healthy", "asleep", "missed"
+HEALTH = Health(interval=5, timeout=10, token_interval=0)
+TOKENS = Health(interval=5, timeout=10, token_interval=15)
+IDLE, BUSY, ASLEEP, HUNG = "idle", "busy", "asleep", "hung"
 
 
 @dataclass
@@ -28,6 +29,13 @@ class Rpc:
     error: BaseException | None = None
     asked: list[float] = field(default_factory=list)
     running: int = 0
+    # The other signals, and when tokens were asked for.
+    moves: bool = False
+    in_flight: int = 0
+    ready: bool = True
+    token_takes_s: float = 0.0
+    token_error: Exception | None = None
+    tokens: list[float] = field(default_factory=list)
 
     async def __call__(self) -> bool:
         assert self.running == 0, "never two probes at once"
@@ -41,6 +49,21 @@ class Rpc:
         finally:
             self.running -= 1
 
+    async def token(self) -> None:
+        self.tokens.append(now())
+        await asyncio.sleep(self.token_takes_s)
+        if self.token_error:
+            raise self.token_error
+
+    def senses(self) -> Senses:
+        return Senses(
+            is_sleeping=self,
+            progress=lambda: now() if self.moves else 0.0,
+            in_flight=lambda: self.in_flight,
+            ready=lambda: self.ready,
+            token=self.token,
+        )
+
 
 def now() -> float:
     return asyncio.get_running_loop().time()
@@ -49,22 +72,26 @@ def now() -> float:
 class Watch:
     """A watchdog that runs, and when it said what."""
 
-    def __init__(self, rpc: Rpc) -> None:
+    def __init__(self, rpc: Rpc, health: Health) -> None:
         self.rpc = rpc
         self.verdicts: list[Verdict] = []
         self.said: list[tuple[float, str]] = []
-        self.dog = RpcWatchdog(rpc, HEALTH)
+        self.dog = EngineWatchdog(rpc.senses(), health)
 
     def hear(self, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
         self.said.append((round(now(), 3), verdict.kind.value))
 
 
-def watch(rpc: Rpc, script: Callable[[Watch], Coroutine[Any, Any, None]] | float) -> Watch:
+def watch(
+    rpc: Rpc,
+    script: Callable[[Watch], Coroutine[Any, Any, None]] | float,
+    health: Health = HEALTH,
+) -> Watch:
     """Runs the script, or so many seconds, with a watchdog; after stop() no task is left."""
 
     async def main() -> Watch:
-        seen = Watch(rpc)
+        seen = Watch(rpc, health)
         await seen.dog.start(seen.hear)
         await (asyncio.sleep(script) if isinstance(script, int | float) else script(seen))
         await seen.dog.stop()
@@ -83,15 +110,15 @@ def test_a_healthy_engine_is_asked_at_each_interval(takes_s: float) -> None:
     """From begin to begin, also when an answer takes part of the interval; at once first."""
     seen = watch(Rpc(takes_s), 12)
     assert seen.rpc.asked == [0, 5, 10]
-    assert seen.said[:2] == [(takes_s, HEALTHY), (5 + takes_s, HEALTHY)]
-    assert {verdict.latency_s for verdict in seen.verdicts} == {takes_s}
+    assert seen.said[:2] == [(takes_s, IDLE), (5 + takes_s, IDLE)]
+    assert {verdict.signs.answered_s for verdict in seen.verdicts} == {takes_s}
 
 
 def test_an_answer_slower_than_the_interval_delays_only_the_next_question() -> None:
     """Within the timeout it is no miss; the next one follows at once."""
     seen = watch(Rpc(takes_s=8), 20)
     assert seen.rpc.asked == [0, 8, 16]
-    assert seen.said == [(8, HEALTHY), (16, HEALTHY)]
+    assert seen.said == [(8, IDLE), (16, IDLE)]
 
 
 @pytest.mark.parametrize("silent_from_s", [0.0, 0.5, 4.9, 5.1, 7.0])
@@ -105,13 +132,13 @@ def test_silence_is_missed_within_interval_and_timeout(silent_from_s: float) -> 
         await asyncio.sleep(50)
 
     seen = watch(rpc, script)
-    missed = [at for at, kind in seen.said if kind == MISSED]
+    missed = [at for at, kind in seen.said if kind == HUNG]
     assert missed[0] - silent_from_s <= HEALTH.interval + HEALTH.timeout
     assert [b - a for a, b in itertools.pairwise(missed)] == [10] * (len(missed) - 1)
     assert missed[0] == rpc.asked[-1] + HEALTH.timeout
     assert len(missed) >= 3
-    assert seen.verdicts[-1].latency_s is None
-    assert f"silent for {len(missed) * 10}.0 s" == seen.verdicts[-1].detail
+    assert seen.verdicts[-1].signs.answered_s is None
+    assert seen.verdicts[-1].signs.silent_s == len(missed) * 10
 
 
 def test_a_late_answer_counts_at_once() -> None:
@@ -124,9 +151,9 @@ def test_a_late_answer_counts_at_once() -> None:
         await asyncio.sleep(24)
 
     seen = watch(rpc, script)
-    assert seen.said == [(10, MISSED), (20, MISSED), (23, HEALTHY), (23, HEALTHY)]
+    assert seen.said == [(10, HUNG), (20, HUNG), (23, IDLE), (23, IDLE)]
     assert rpc.asked == [0, 23]
-    assert seen.verdicts[2].latency_s == 23
+    assert seen.verdicts[2].signs.answered_s == 23
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no RPC"), asyncio.CancelledError()])
@@ -139,11 +166,11 @@ def test_a_probe_that_fails_is_a_miss_and_the_watch_goes_on(error: BaseException
         await asyncio.sleep(5)
 
     seen = watch(rpc, script)
-    assert seen.said == [(0, MISSED), (5, MISSED), (10, HEALTHY)]
-    assert "probe failed" in seen.verdicts[0].detail
-    assert seen.verdicts[0].latency_s is None
+    assert seen.said == [(0, HUNG), (5, HUNG), (10, IDLE)]
+    assert "probe failed" in seen.verdicts[0].signs.error
+    assert seen.verdicts[0].signs.answered_s is None
     if str(error):
-        assert str(error) in seen.verdicts[0].detail
+        assert str(error) in seen.verdicts[0].signs.error
 
 
 def test_a_sleeping_engine_is_asleep() -> None:
@@ -155,7 +182,7 @@ def test_a_sleeping_engine_is_asleep() -> None:
         rpc.asleep = False
         await asyncio.sleep(5)
 
-    assert watch(rpc, script).said == [(0, ASLEEP), (5, ASLEEP), (10, HEALTHY)]
+    assert watch(rpc, script).said == [(0, ASLEEP), (5, ASLEEP), (10, IDLE)]
 
 
 def test_pace_asks_at_once_and_then_at_the_new_interval() -> None:
@@ -189,7 +216,7 @@ def test_stop_leaves_nothing(takes_s: float, after_s: float) -> None:
 
 def test_stop_is_safe_without_start_and_twice() -> None:
     async def main() -> None:
-        dog = RpcWatchdog(Rpc(), HEALTH)
+        dog = EngineWatchdog(Rpc().senses(), HEALTH)
         await dog.stop()
         await dog.start(lambda verdict: None)
         await dog.stop()
@@ -203,7 +230,7 @@ def test_it_starts_again_at_its_own_pace() -> None:
     rpc = Rpc()
 
     async def main() -> None:
-        dog = RpcWatchdog(rpc, HEALTH)
+        dog = EngineWatchdog(rpc.senses(), HEALTH)
         for _ in range(2):
             await dog.start(lambda verdict: None)
             await asyncio.sleep(6)
@@ -214,3 +241,109 @@ def test_it_starts_again_at_its_own_pace() -> None:
     run_virtual(main())
     first = [0, 5, 6, 7]
     assert rpc.asked == [*first, *(at + 7.5 for at in first)]
+
+
+# --- three signals
+
+
+def kinds(seen: Watch) -> list[str]:
+    return [kind for _, kind in seen.said]
+
+
+def test_an_engine_that_gets_on_is_busy_however_long_its_rpc_takes() -> None:
+    """A long prefill answers no RPC: it is no hang, and no token is asked for either."""
+    seen = watch(Rpc(takes_s=1e6, moves=True, in_flight=4), 100, TOKENS)
+    assert set(kinds(seen)) == {BUSY}
+    assert len(seen.said) >= 9
+    assert all(verdict.signs.progressed for verdict in seen.verdicts)
+    assert not any(verdict.answered for verdict in seen.verdicts)
+    assert seen.rpc.tokens == []
+
+
+def test_an_engine_that_stops_getting_on_hangs_a_timeout_after_its_last_progress() -> None:
+    rpc = Rpc(takes_s=1e6, moves=True)
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(23)
+        rpc.moves = False
+        await asyncio.sleep(30)
+
+    seen = watch(rpc, script)
+    first = next(at for at, kind in seen.said if kind == HUNG)
+    # How exactly the last progress is known: the twentieth part of the timeout.
+    assert 33 <= first <= 34.5
+
+
+def test_one_that_answers_and_has_requests_is_busy() -> None:
+    assert set(kinds(watch(Rpc(in_flight=1), 12))) == {BUSY}
+
+
+def test_an_idle_engine_is_asked_for_a_token_now_and_then() -> None:
+    """At the interval, counted from its last progress; never two at a time."""
+    assert watch(Rpc(), 50, TOKENS).rpc.tokens == [15, 30, 45]
+    assert watch(Rpc(token_takes_s=4), 50, TOKENS).rpc.tokens == [15, 34]
+    assert watch(Rpc(moves=True), 50, TOKENS).rpc.tokens == []
+
+
+@pytest.mark.parametrize("rpc", [Rpc(ready=False), Rpc(asleep=True, ready=False)])
+def test_one_that_serves_nobody_is_not(rpc: Rpc) -> None:
+    assert watch(rpc, 50, TOKENS).rpc.tokens == []
+
+
+def test_tokens_can_be_turned_off() -> None:
+    rpc = Rpc()
+
+    async def main() -> None:
+        dog = EngineWatchdog(rpc.senses(), Health(token_interval=0))
+        await dog.start(lambda verdict: None)
+        await asyncio.sleep(100)
+        await dog.stop()
+
+    run_virtual(main())
+    assert rpc.tokens == []
+    assert len(rpc.asked) == 20
+
+
+def test_a_token_that_does_not_come_is_a_hang_though_the_rpc_is_answered() -> None:
+    """The worker process is stuck: EngineCore answers for itself."""
+    seen = watch(Rpc(token_takes_s=1e6), 60, TOKENS)
+    first = next(at for at, kind in seen.said if kind == HUNG)
+    assert first == TOKENS.token_interval + TOKENS.timeout
+    assert set(kinds(seen)[kinds(seen).index(HUNG) :]) == {HUNG}
+    assert seen.rpc.tokens == [15]
+    assert seen.verdicts[-1].signs.token_silent_s >= 30
+    assert seen.verdicts[-1].signs.silent_s == 0
+
+
+def test_a_token_that_comes_late_ends_the_hang() -> None:
+    seen = watch(Rpc(token_takes_s=17), 42, TOKENS)
+    assert HUNG in kinds(seen)
+    assert [kind for at, kind in seen.said if at > 32] == [IDLE] * 2
+
+
+def test_a_refused_token_is_an_answer() -> None:
+    seen = watch(Rpc(token_error=RuntimeError("503")), 40, TOKENS)
+    assert seen.rpc.tokens == [15, 30]
+    assert set(kinds(seen)) == {IDLE}
+
+
+@pytest.mark.parametrize("blocked_s", [5.0, 30.0, 300.0])
+def test_a_loop_of_ours_that_is_blocked_is_not_taken_for_a_hang(blocked_s: float) -> None:
+    """Between two questions, and with one open; what is silent after that hangs all the same."""
+    rpc = Rpc()
+
+    async def script(seen: Watch) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        await asyncio.sleep(7)
+        loop.block(blocked_s)
+        await asyncio.sleep(7)
+        rpc.takes_s = 1e6
+        await asyncio.sleep(7)
+        loop.block(blocked_s)
+        await asyncio.sleep(30)
+
+    said = kinds(watch(rpc, script))
+    assert said.count("loop_blocked") == 2
+    assert said[: said.index(HUNG)].count("loop_blocked") == 2
+    assert set(said[said.index(HUNG) :]) == {HUNG}

@@ -53,7 +53,7 @@ class HttpProbe:
         Raises:
             StartError: the request was not answered with 200.
         """
-        answer = await self._ask()
+        answer = await self._ask(self._warm_up)
         if self.expected is None:
             self.expected = answer
 
@@ -63,20 +63,28 @@ class HttpProbe:
         Raises:
             StartError: the request was not answered with 200.
         """
-        answer = await self._ask()
+        answer = await self._ask(self._warm_up)
         if self.expected is not None and answer != self.expected:
             log.warning("canary_differs", expected=str(self.expected), got=str(answer))
 
-    async def _ask(self) -> Any:
+    async def token(self) -> None:
+        """A request for one token, without our pass: refused where any client's would be.
+
+        Raises:
+            StartError: the request was not answered with 200.
+        """
+        await self._ask(self._warm_up.model_copy(update={"max_tokens": 1}), passing=False)
+
+    async def _ask(self, warm_up: WarmUp, *, passing: bool = True) -> Any:
         target = self._target()
-        call = request_for(target.tasks, target.model, self._warm_up)
+        call = request_for(target.tasks, target.model, warm_up)
         if call is None:
             log.info("warm_up_skipped", tasks=list(target.tasks))
             return None
         path, body = call
         # The deadline is the lifecycle's: a first request may compile for minutes.
         try:
-            async with self._client(timeout_s=None) as client:
+            async with self._client(timeout_s=None, passing=passing) as client:
                 response = await client.post(path, json=body)
         except httpx.TransportError as error:
             raise StartError(
@@ -92,9 +100,9 @@ class HttpProbe:
             )
         return _essence(response.json())
 
-    def _client(self, timeout_s: float | None) -> httpx.AsyncClient:
+    def _client(self, timeout_s: float | None, *, passing: bool = True) -> httpx.AsyncClient:
         target = self._target()
-        headers = {PASS_HEADER.decode(): target.pass_token}
+        headers = {PASS_HEADER.decode(): target.pass_token} if passing else {}
         if target.api_key:
             headers["Authorization"] = f"Bearer {target.api_key}"
         uds = target.address.uds

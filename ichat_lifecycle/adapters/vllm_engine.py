@@ -46,6 +46,17 @@ _PHASES = (
 )
 
 
+# A long prefill is many steps without a token: only the cache's fill shows them.
+_MOVING = (
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:iteration_tokens_total_count",
+    "vllm:kv_cache_usage_perc",
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+)
+
+
 class _Aborted(Exception):
     """The load was given up between two of its steps."""
 
@@ -274,6 +285,11 @@ class VllmEngine:
 
     # --- what the lifecycle and operators ask
 
+    def progress(self) -> Any:
+        """vLLM's own counters and gauges that move while it works; see _MOVING."""
+        values = _metrics(_MOVING)
+        return tuple(values.items()) if values else None
+
     async def is_sleeping(self) -> bool:
         return bool(await self.client.is_sleeping())
 
@@ -336,14 +352,20 @@ async def _settled(output: EngineOutput, timeout_s: float = 1.0) -> tuple[str, .
     return output.lines
 
 
-def _requests() -> tuple[int | None, int | None]:
-    """Running and waiting requests as vLLM's own gauges have them; None without statistics."""
+def _metrics(names: tuple[str, ...]) -> dict[str, float]:
+    """Sums over all engines, by the names of vLLM's samples; empty without statistics."""
     from prometheus_client import REGISTRY
 
     found: dict[str, float] = {}
-    for metric in REGISTRY.collect():
-        if metric.name in ("vllm:num_requests_running", "vllm:num_requests_waiting"):
-            found[metric.name] = sum(sample.value for sample in metric.samples)
+    for metric in REGISTRY.restricted_registry(names).collect():
+        for sample in metric.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def _requests() -> tuple[int | None, int | None]:
+    """Running and waiting requests as vLLM's own gauges have them; None without statistics."""
+    found = _metrics(("vllm:num_requests_running", "vllm:num_requests_waiting"))
     running = found.get("vllm:num_requests_running")
     waiting = found.get("vllm:num_requests_waiting")
     return (

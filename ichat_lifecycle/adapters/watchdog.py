@@ -1,8 +1,9 @@
-"""The watchdog: one RPC at a time to the engine's own process, with a deadline.
+"""The watchdog: gathers the signs of an engine's life, and says what they mean (see verdicts).
 
 `/health` only looks at a flag. `is_sleeping()` makes a round trip to EngineCore and costs about a
 millisecond; it never resolves if EngineCore dies at the wrong moment, and each unanswered call
-leaks a future, so an unanswered probe is kept and waited for, not repeated.
+leaks a future, so an unanswered probe is kept and waited for, not repeated. An engine that has not
+moved for a while is asked for a token, too: nothing else shows that its worker process is stuck.
 """
 
 from __future__ import annotations
@@ -10,27 +11,67 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
 
 from ichat_lifecycle.config import Health
-from ichat_lifecycle.ports import Verdict, VerdictKind, VerdictReport
+from ichat_lifecycle.ports import Signs, Verdict, VerdictReport
+from ichat_lifecycle.verdicts import LOOP_LAG_S, TOLERANCE_S, judge
+
+log = structlog.get_logger("ichat_lifecycle.watchdog")
+
+# How often a silence is looked at, as a part of the timeout: so exactly is the last progress known.
+LOOKS = 20
+
+RPC, TOKEN = "rpc", "token"
 
 
-class RpcWatchdog:
-    """The `Watchdog` port over an RPC that answers whether the engine sleeps.
+@dataclass(frozen=True, slots=True)
+class Senses:
+    """Where the signs come from.
 
-    Each `timeout` of silence is one miss; an answer, however late, ends the silence.
+    Attributes:
+        is_sleeping: the RPC.
+        progress: anything that changes while the engine works; None where it does not tell.
+        in_flight: how many requests are under way.
+        ready: whether a request would pass; only then a token is asked for.
+        token: has the engine generate one token.
     """
 
-    def __init__(self, probe: Callable[[], Awaitable[bool]], health: Health) -> None:
-        self._probe = probe
+    is_sleeping: Callable[[], Awaitable[bool]]
+    progress: Callable[[], Any]
+    in_flight: Callable[[], int]
+    ready: Callable[[], bool]
+    token: Callable[[], Awaitable[None]]
+
+
+class EngineWatchdog:
+    """The `Watchdog` port. One RPC and one token are asked for at a time.
+
+    Each `timeout` of silence without progress is one miss; an answer, however late, ends it.
+    """
+
+    def __init__(self, senses: Senses, health: Health) -> None:
+        self._senses = senses
         self._health = health
         self._interval_s = health.interval
         self._paced = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Future[Any] | None = None
+        self._on_verdict: VerdictReport = lambda verdict: None
+        self._open: dict[str, float] = {}  # what has been asked and not answered, and since when
+        self._seen: Any = None
+        self._moved_s = 0.0  # when progress was seen
+        self._unblocked_s = 0.0  # when our own loop turned again
 
     async def start(self, on_verdict: VerdictReport) -> None:
         self._interval_s = self._health.interval  # not the pace at which the last engine was lost
-        self._task = asyncio.create_task(self._watch(on_verdict), name="watchdog")
+        self._on_verdict = on_verdict
+        self._open.clear()
+        self._seen = self._senses.progress()
+        self._moved_s = self._now()
+        self._task = asyncio.create_task(self._watch(), name="watchdog")
 
     def pace(self, interval_s: float) -> None:
         self._interval_s = interval_s
@@ -42,35 +83,120 @@ class RpcWatchdog:
             await asyncio.wait({self._task})
             self._task = None
 
-    async def _watch(self, on_verdict: VerdictReport) -> None:
-        loop = asyncio.get_running_loop()
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _watch(self) -> None:
+        if not self._health.token_interval:
+            await self._ask_rpcs()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._ask_rpcs(), name="watchdog-rpc")
+            tasks.create_task(self._ask_tokens(), name="watchdog-token")
+
+    # --- the RPC
+
+    async def _ask_rpcs(self) -> None:
         while True:
-            began = loop.time()
-            await self._probe_once(began, on_verdict)
+            began = self._now()
+            await self._ask_rpc(began)
             # From begin to begin: a slow answer must not delay the next question.
-            await self._wait(max(0.0, began + self._interval_s - loop.time()))
+            await self._wait(max(0.0, began + self._interval_s - self._now()))
+
+    async def _ask_rpc(self, began: float) -> None:
+        self._look()
+        answer = await self._outwait(RPC, self._senses.is_sleeping())
+        took_s = round(self._now() - began, 6)
+        error = None if answer.cancelled() else answer.exception()
+        if answer.cancelled() or error is not None:
+            self._tell(error=f"probe failed: {error!r}")
+        else:
+            self._tell(answered_s=took_s, asleep=answer.result(), progressed=self._look())
 
     async def _wait(self, seconds: float) -> None:
+        due = self._now() + seconds
         self._paced.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._paced.wait()
+        self._mind_lag(due)
 
-    async def _probe_once(self, began: float, on_verdict: VerdictReport) -> None:
-        loop = asyncio.get_running_loop()
-        probe = asyncio.ensure_future(self._probe())
+    # --- the token
+
+    async def _ask_tokens(self) -> None:
+        while True:
+            self._look()
+            idle_s = self._now() - self._moved_s
+            rest_s = self._health.token_interval - idle_s
+            if rest_s > TOLERANCE_S:
+                await asyncio.sleep(rest_s)
+            elif not self._senses.ready():
+                await asyncio.sleep(self._health.interval)
+            else:
+                await self._ask_token()
+
+    async def _ask_token(self) -> None:
+        answer = await self._outwait(TOKEN, self._senses.token())
+        self._moved_s = self._now()
+        if answer.cancelled() or answer.exception() is not None:
+            # An answer all the same: a refusal or an error is not silence.
+            log.warning("token_failed", error=None if answer.cancelled() else answer.exception())
+
+    # --- silence
+
+    async def _outwait(self, name: str, question: Awaitable[Any]) -> asyncio.Future[Any]:
+        """Waits for the answer, for ever; tells what a lack of it means after each timeout."""
+        asked = self._open[name] = self._now()
+        answer = asyncio.ensure_future(question)
+        tell_at = asked + self._health.timeout
         try:
-            while not (await asyncio.wait({probe}, timeout=self._health.timeout))[0]:
-                silence = loop.time() - began
-                on_verdict(Verdict(VerdictKind.MISSED, None, f"silent for {silence:.1f} s"))
+            while True:
+                due = min(self._now() + self._health.timeout / LOOKS, tell_at)
+                if (await asyncio.wait({answer}, timeout=due - self._now()))[0]:
+                    return answer
+                self._look()
+                if self._mind_lag(due):
+                    tell_at = self._now() + self._health.timeout
+                elif self._now() >= tell_at - TOLERANCE_S:
+                    self._tell(progressed=self._moved_s > asked)
+                    hung_at = self._since(name) + self._health.timeout
+                    tell_at = hung_at if hung_at > tell_at else tell_at + self._health.timeout
         finally:
-            probe.cancel()
+            del self._open[name]
+            answer.cancel()
             # To stop means that nothing asks any more. Nobody wants its answer or error either.
-            await asyncio.gather(probe, return_exceptions=True)
-        latency = round(loop.time() - began, 6)
-        if probe.cancelled() or probe.exception() is not None:
-            error = None if probe.cancelled() else probe.exception()
-            on_verdict(Verdict(VerdictKind.MISSED, None, f"probe failed: {error!r}"))
-        else:
-            kind = VerdictKind.ASLEEP if probe.result() else VerdictKind.HEALTHY
-            on_verdict(Verdict(kind, latency))
+            await asyncio.gather(answer, return_exceptions=True)
+
+    def _mind_lag(self, due: float) -> bool:
+        """Whether our own loop was blocked: what came meanwhile lies unread, so silence is none."""
+        lag_s = self._now() - due
+        if lag_s < LOOP_LAG_S:
+            return False
+        if self._unblocked_s < due:  # else the other question has told it
+            self._unblocked_s = self._now()
+            self._tell(loop_lag_s=round(lag_s, 3))
+        return True
+
+    def _look(self) -> bool:
+        """Whether the engine has got on since the last look."""
+        seen = self._senses.progress()
+        if seen == self._seen:
+            return False
+        self._seen, self._moved_s = seen, self._now()
+        return True
+
+    def _tell(self, **signs: Any) -> None:
+        given = Signs(
+            silent_s=self._silence_s(RPC),
+            token_silent_s=self._silence_s(TOKEN),
+            in_flight=self._senses.in_flight(),
+            **signs,
+        )
+        self._on_verdict(Verdict(judge(given, self._health.timeout), given))
+
+    def _silence_s(self, name: str) -> float:
+        """For how long an answer has been owed, in seconds."""
+        return round(self._now() - self._since(name), 6) if name in self._open else 0.0
+
+    def _since(self, name: str) -> float:
+        """What counts as silence begins anew with progress, and when our own loop was blocked."""
+        return max(self._open[name], self._moved_s, self._unblocked_s)

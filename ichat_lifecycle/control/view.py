@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from ichat_lifecycle.config import Settings
-from ichat_lifecycle.journal import Journal, Progress, Snapshot
+from ichat_lifecycle.journal import Journal, Progress, Snapshot, verdict_as_dict
 from ichat_lifecycle.ports import Verdict
 from ichat_lifecycle.states import State
 
@@ -98,8 +98,12 @@ def lifecycle_document(life: Life, identity: Identity) -> dict[str, Any]:
 
 
 def history_document(life: Life, after: int = 0) -> dict[str, Any]:
-    """The body of `GET /lifecycle/history`: the transitions with a `seq` above `after`."""
-    return {"transitions": [record.as_dict() for record in life.journal if record.seq > after]}
+    """The body of `GET /lifecycle/history`: the transitions with a `seq` above `after`, and what
+    the watchdog has found lately, on what evidence."""
+    return {
+        "transitions": [record.as_dict() for record in life.journal if record.seq > after],
+        "verdicts": [record.as_dict() for record in life.journal.verdicts],
+    }
 
 
 def probe_document(life: Life, probe: Probe) -> tuple[int, dict[str, Any]]:
@@ -180,11 +184,7 @@ def _reason(snapshot: Snapshot) -> dict[str, Any] | None:
 def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
     if verdict is None:
         return None
-    return {
-        "kind": verdict.kind.value,
-        "latency_s": verdict.latency_s,
-        "detail": verdict.detail,
-    }
+    return verdict_as_dict(verdict)
 
 
 def _progress(progress: Progress, now_s: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ MOST = 10  # things in one life that go other than usual
 # Worlds to live in, by name.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "two restarts": {"restart": {"max": 2}},
+    "no restarts": {"restart": {"max": 0}},
     "impatient": {
         "start": {
             "arguments_timeout": 3,

@@ -59,6 +59,7 @@ class FakeWorld:
     asleep: bool = False
     health: bool = True
     in_flight: int = 0
+    progress: float = 0.0
     gate: Gate | None = None
     app: Any = None
     hang_up: Callable[[], None] = lambda: None
@@ -116,6 +117,7 @@ class FakeWorld:
             await self._movement()
         if not self.alive:
             raise EngineGone
+        self.progress += seconds
 
     async def _movement(self) -> None:
         moved = asyncio.get_running_loop().create_future()
@@ -179,6 +181,7 @@ class FakeWorld:
             watchdog=FakeWatchdog(self, watchdog(self) if watchdog else None),
             clock=FakeClock(),
             companions=tuple(FakeCompanion(self, name) for name in companions),
+            random=lambda: 0.0,
         )
 
 
@@ -232,6 +235,9 @@ class FakeEngine:
 
     def kill(self) -> None:
         self.world.history.append(Call("engine.kill", _now(), _now()))
+
+    def progress(self) -> float:
+        return self.world.progress
 
     async def is_sleeping(self) -> bool:
         outcome = await self.world.ask_engine("engine.is_sleeping")
@@ -311,6 +317,9 @@ class FakeProbe:
 
     async def canary(self) -> None:
         await self.world.ask_engine("probe.canary")
+
+    async def token(self) -> None:
+        await self.world.ask_engine("probe.token")
 
 
 @dataclass

@@ -19,14 +19,14 @@ from typing import Any, Protocol, cast
 
 import structlog
 
-from ichat_lifecycle.adapters.watchdog import RpcWatchdog
+from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import AddressError, LifecycleError
 from ichat_lifecycle.journal import Journal, Snapshot
-from ichat_lifecycle.ports import Fault, Ports, Verdict, VerdictKind
+from ichat_lifecycle.ports import Fault, Ports, Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, row_for
 from ichat_lifecycle.testing.clients import Clients
-from ichat_lifecycle.testing.fakes import COMPANIONS, FakeClock, FakeWorld
+from ichat_lifecycle.testing.fakes import COMPANIONS, FakeClock, FakeProbe, FakeWorld
 from ichat_lifecycle.testing.plan import CALLS, Event, Plan
 from ichat_lifecycle.testing.virtual_time import VirtualTimeLoop
 
@@ -130,9 +130,15 @@ class Life:
         if any(event.do == "request" for event in plan.events):
             self.clients = Clients(self.world, lambda: self.lifecycle.snapshot)
 
-    def _watchdog(self, world: FakeWorld) -> RpcWatchdog:
-        engine = world.engine
-        return RpcWatchdog(engine.is_sleeping, self.settings.health)
+    def _watchdog(self, world: FakeWorld) -> EngineWatchdog:
+        senses = Senses(
+            is_sleeping=world.engine.is_sleeping,
+            progress=world.engine.progress,
+            in_flight=lambda: world.gate.in_flight if world.gate else 0,
+            ready=lambda: self.lifecycle.snapshot.ready,
+            token=FakeProbe(world).token,
+        )
+        return EngineWatchdog(senses, self.settings.health)
 
     def _observe(self) -> None:
         state, ready = self.lifecycle.snapshot.state, self.ready.is_set()
@@ -290,10 +296,10 @@ class Life:
             self.world.faults[-2](Fault("engine_died", "the old engine ended"))
 
     def _probe_misses(self, _: Any) -> None:
-        self._say(Verdict(VerdictKind.MISSED, None, "planned"))
+        self._say(Verdict(VerdictKind.HUNG, Signs(error="planned")))
 
     def _probe_answers(self, _: Any) -> None:
-        self._say(Verdict(VerdictKind.HEALTHY, 0.001, "planned"))
+        self._say(Verdict(VerdictKind.IDLE, Signs(answered_s=0.001)))
 
     def _say(self, verdict: Verdict) -> None:
         if self.world.on_verdict is not None:

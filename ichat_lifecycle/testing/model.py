@@ -300,9 +300,11 @@ class Story:
     def _lose(self, code: str, at: Window) -> None:
         """The engine is gone for good."""
         self.state = State.DEGRADED
-        if self.budget_spent < self.world.settings.restart.max:
+        restart = self.world.settings.restart
+        if self.budget_spent < restart.max:
+            wait_s = restart.backoff * 2 ** (self.budget_spent - 1) if self.budget_spent else 0.0
             self.budget_spent += 1
-            self._release(at)
+            self._release(_after(at, min(wait_s, restart.backoff_max)))
         else:
             self._fail(code, at)
 

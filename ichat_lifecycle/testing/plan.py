@@ -121,6 +121,7 @@ CALLS: Mapping[str, float] = {
     "watchdog.start": 0.0,
     "engine.is_sleeping": 0.0,
     "probe.canary": 0.25,
+    "probe.token": 0.0,
     "engine.sleep": 0.5,
     "engine.wake_up": 0.5,
     "engine.reset_prefix_cache": 0.0,
