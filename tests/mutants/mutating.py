@@ -161,8 +161,13 @@ class ReplaceGuard(_Own):
 OWN = (RemoveStatement, RemoveItem, ReplaceMember, ReplaceString, ReplaceIn, ReplaceGuard)
 
 
-def mutants_of(module: str, code: str, operators_out: str, lines_out: str) -> Iterator[Mutant]:
-    """The mutants of a module, without operators and without statements that match these."""
+def mutants_of(
+    module: str, code: str, operators_out: str, lines_out: str, only: str = ""
+) -> Iterator[Mutant]:
+    """The mutants of a module, without operators and without statements that match these.
+
+    `only` is searched in `module function operator`, before the mutant is made, which takes time.
+    """
     tree = get_ast(code)
     nodes = list(ast_nodes(tree))
     skipped = {id(inner) for node in nodes for outer in _types(node) for inner in ast_nodes(outer)}
@@ -172,10 +177,13 @@ def mutants_of(module: str, code: str, operators_out: str, lines_out: str) -> It
         for occurrence, (node, ((line, _), _)) in enumerate(sites):
             if id(node) in skipped or re.search(lines_out, _statement(node)):
                 continue
+            function = _path(node)
+            if not re.search(only, f"{module} {function} {name}"):
+                continue
             mutated = mutate_code(code, operator(), occurrence)
             if _is_new(mutated, seen):
                 was, becomes = _difference(code, mutated)
-                yield Mutant(module, _path(node), name, was, becomes, line, mutated)
+                yield Mutant(module, function, name, was, becomes, line, mutated)
 
 
 def _operators(out: str) -> Iterator[tuple[str, type[Operator]]]:

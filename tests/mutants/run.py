@@ -7,10 +7,7 @@ survivors.toml does not explain, and where too few are killed.
 from __future__ import annotations
 
 import argparse
-import os
 import queue
-import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -22,14 +19,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
+from forks import Forks
 from mutating import Mutant, mutants_of
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent
 PACKAGE = "ichat_lifecycle"
-PYTEST = ("-m", "pytest", "-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist")
+PYTEST = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist")
 NO_LIMIT_S = 600.0
 
 
@@ -42,6 +39,7 @@ class Config:
         self.modules: dict[str, str] = read["modules"]
         self.tests: list[str] = read["tests"]
         self.options: list[str] = read["options"]
+        self.imports: list[str] = read["imports"]
         self.environment: dict[str, str] = read["environment"]
         self.operators_out = "|".join(read["operators_out"])
         self.lines_out = "|".join(read["lines_out"])
@@ -71,6 +69,14 @@ class Copy:
         # By content: a mutant may be as long, and as old to the second, as what it replaces.
         compiling = [sys.executable, "-m", "compileall", "-qq", "--invalidation-mode"]
         subprocess.run([*compiling, "checked-hash", root / PACKAGE], check=True)
+        environment = {**config.environment, "PYTHONDONTWRITEBYTECODE": "1"}
+        self._forks = Forks(root, config.imports, environment, config.memory)
+
+    def __enter__(self) -> Copy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forks.__exit__()
 
     def survives(self, mutant: Mutant, limit_s: float) -> bool:
         path = self.root / PACKAGE / mutant.module
@@ -83,24 +89,9 @@ class Copy:
         finally:
             path.write_text(original, encoding="utf-8")
 
-    def passes(self, tests: list[str], limit_s: float, out: Any = subprocess.DEVNULL) -> bool:
+    def passes(self, tests: list[str], limit_s: float, *, told: bool = False) -> bool:
         """Whether these tests pass, in time."""
-        config = self._config
-        command = [sys.executable, *PYTEST, *config.options, *tests]
-        here = {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
-        environment = os.environ | config.environment | here
-        process = subprocess.Popen(
-            command, cwd=self.root, env=environment, stdout=out, stderr=out, start_new_session=True
-        )
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (config.memory, config.memory))
-        try:
-            return process.wait(limit_s) == 0
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        return self._forks.passes([*PYTEST, *self._config.options, *tests], limit_s, told=told)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,7 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     with ExitStack() as stack:
         temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="mutants-"))
-        copies = [Copy(Path(temporary) / str(n), config) for n in range(config.processes)]
+        copies = [
+            stack.enter_context(Copy(Path(temporary) / str(n), config))
+            for n in range(config.processes)
+        ]
         limit_s = _limit_s(copies, config)
         if limit_s is None:
             return 2
@@ -131,10 +125,9 @@ def _limit_s(copies: list[Copy], config: Config) -> float | None:
     """How long a mutant may take; None where the tests fail without one."""
     began = time.monotonic()
     with ThreadPoolExecutor(len(copies)) as pool:
-        outs = (None, *[subprocess.DEVNULL] * len(copies))
         runs = [
-            pool.submit(copy.passes, config.tests, NO_LIMIT_S, out)
-            for copy, out in zip(copies, outs, strict=False)
+            pool.submit(copy.passes, config.tests, NO_LIMIT_S, told=copy is copies[0])
+            for copy in copies
         ]
         passed = [run.result() for run in runs]
     took_s = time.monotonic() - began
@@ -145,9 +138,7 @@ def _limit_s(copies: list[Copy], config: Config) -> float | None:
 def _mutants(config: Config, only: str) -> Iterator[Mutant]:
     for module in config.modules:
         code = (PROJECT / PACKAGE / module).read_text(encoding="utf-8")
-        for mutant in mutants_of(module, code, config.operators_out, config.lines_out):
-            if re.search(only, " ".join(mutant.key[:3])):
-                yield mutant
+        yield from mutants_of(module, code, config.operators_out, config.lines_out, only)
 
 
 def _lives(
