@@ -226,8 +226,8 @@ class Lifecycle:
 
     @property
     def engine_lost(self) -> bool:
-        """Whether the engine has been released, in full or in part."""
-        return ENGINE not in self.resources.names or bool(self.resources.lost)
+        """Whether the engine has been let go of, well or not."""
+        return ENGINE not in self.resources.names
 
     @property
     def stop_asked(self) -> bool:
