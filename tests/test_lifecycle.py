@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -390,6 +391,18 @@ def test_healthy_answers_from_before_do_not_count_for_a_recovery() -> None:
     assert "probe.canary" not in life.world.calls
 
 
+def test_the_machine_itself_refuses_a_recovery_after_too_few_answers() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        say(world, MISSED, HEALTHY)
+        await asyncio.sleep(1)
+        with pytest.raises(TransitionRefused, match="healthy_in_a_row"):
+            await lifecycle.fire(Trigger.RECOVER)
+        lifecycle.ask_to_stop("test")
+
+    assert live(script).error is None
+
+
 def test_a_canary_that_fails_or_hangs_keeps_it_degraded() -> None:
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
         await until(lifecycle, State.READY)
@@ -485,6 +498,19 @@ def test_a_stop_as_the_engine_is_lost_hides_no_fault_and_starts_no_other() -> No
     assert isinstance(life.error, EngineDiedError)
     assert life.error.message == "it ended"
     assert life.world.calls.count("engine.start") == 1
+
+
+def test_the_machine_itself_refuses_a_restart_once_a_stop_was_asked_for() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        say(world, MISSED)
+        await until(lifecycle, State.DEGRADED)
+        lifecycle.ask_to_stop("test")
+        with pytest.raises(TransitionRefused, match="guard no_stop_asked does not hold"):
+            await lifecycle.fire(Trigger.RESTART_ENGINE)
+
+    settings = Settings.model_validate({"restart": {"max": 1}})
+    assert live(script, settings=settings).error is None
 
 
 # --- commands
@@ -609,6 +635,28 @@ def test_a_lifecycle_runs_once() -> None:
     run_virtual(main())
 
 
+def test_what_another_thread_asks_for_happens_on_the_loop() -> None:
+    told_in: set[threading.Thread] = set()
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        lifecycle.listeners.append(lambda _: told_in.add(threading.current_thread()))
+        other = threading.Thread(target=lifecycle.ask_to_stop, args=("another thread",))
+        other.start()
+        other.join()
+        assert not lifecycle.snapshot.stop_asked  # the loop has not had its turn yet
+
+    assert live(script).error is None
+    assert told_in == {threading.current_thread()}
+
+
+def test_what_is_asked_for_after_the_loop_was_closed_harms_nobody() -> None:
+    life = live(stop_when_ready)
+    before = life.lifecycle.snapshot
+    life.lifecycle.ask_to_stop("late", now=True)
+    assert life.lifecycle.snapshot is before
+
+
 def _fail(_: Any) -> None:
     raise ValueError
 
@@ -641,6 +689,8 @@ def test_cancelling_run_drains_and_cancelling_what_ends_hurries_it(stopped_befor
         with pytest.raises(asyncio.CancelledError):
             await run
         assert life.states[-1] is State.STOPPED
+        stop = next(r for r in life.lifecycle.journal if r.trigger is Trigger.STOP)
+        assert stop.cause == ("test" if stopped_before else "run() was cancelled")
         return asyncio.get_running_loop().time() - began, life.world.calls
 
     took_s, calls = run_virtual(main())
@@ -841,14 +891,70 @@ def test_what_is_left_is_named_and_nothing_claims_the_end(ignores_s: float, left
     assert reason is not None and reason.code == "stop_outran_deadline"
 
 
+@pytest.mark.parametrize(
+    ("plan", "left"),
+    [
+        ({"server_drained": Outcome(hang=True, ignore_cancel_s=1000)}, "drain"),
+        ({"server_drained": HANG, "server_cut": Outcome(hang=True, ignore_cancel_s=1000)}, "cut"),
+    ],
+)
+def test_a_drain_or_a_cut_that_goes_on_is_left_by_its_name(
+    plan: dict[str, Outcome], left: str
+) -> None:
+    async def main() -> None:
+        world = FakeWorld(plan={name.replace("_", "."): outcome for name, outcome in plan.items()})
+        lifecycle = Lifecycle(world.ports(), Settings())
+        running = asyncio.create_task(lifecycle.run())
+        await until(lifecycle, State.READY)
+        lifecycle.ask_to_stop("test")
+        with pytest.raises(StopDeadlineError, match=f"^not released in time: {left}$"):
+            await running
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("cut_fails", [False, True])
+def test_a_drain_that_fails_is_logged_and_so_is_a_cut(cut_fails: bool) -> None:
+    with structlog.testing.capture_logs() as logs:
+        life = live(
+            stop_when_ready,
+            server_drained=Outcome(0, OSError("no")),
+            server_cut=Outcome(0, OSError("no") if cut_fails else None),
+        )
+    assert life.error is None
+    assert "server.cut" in life.world.calls
+    told = [event["event"] for event in logs if event["event"].startswith(("drain", "cut"))]
+    assert told == ["drain_failed", *(["cut_failed", "cut_incomplete"] if cut_fails else [])]
+
+
+def test_an_end_that_breaks_is_not_hidden_by_a_cancellation_of_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(_: Lifecycle) -> None:
+        await asyncio.sleep(1)
+        raise OSError("broken")
+
+    async def main() -> None:
+        monkeypatch.setattr(Lifecycle, "_end", broken)
+        lifecycle = Lifecycle(FakeWorld().ports(), Settings())
+        lifecycle.ask_to_stop("test")
+        running = asyncio.create_task(lifecycle.run())
+        await asyncio.sleep(0.5)
+        asyncio.get_running_loop().call_at(1, running.cancel)
+        with pytest.raises(OSError, match="broken"):
+            await running
+
+    run_virtual(main())
+
+
 def test_every_release_is_logged_and_a_failed_one_as_an_error() -> None:
     with structlog.testing.capture_logs() as logs:
-        live(stop_when_ready, engine_release=Outcome(2, OSError("late")))
+        live(stop_when_ready, engine_release=Outcome(2.0126, OSError("late")))
     told = [e for e in logs if e["event"] in ("released", "release_failed")]
     assert [e["resource"] for e in told] == ORDER[::-1]
     failed = [e for e in told if e["event"] == "release_failed"]
     assert [(e["resource"], e["took_s"], e["error"]) for e in failed] == [
-        ("engine", 2.0, "OSError('late')")
+        ("engine", 2.013, "OSError('late')")
     ]
 
 
@@ -893,6 +999,22 @@ def test_the_clock_of_a_life_is_its_loops() -> None:
 
     assert Lifecycle(FakeWorld().ports(), Settings()).monotonic() == 0.0
     assert live(script, engine_start=Outcome(3)).error is None
+
+
+def test_a_life_counts_from_run_not_from_when_it_was_made() -> None:
+    async def main() -> None:
+        lifecycle = Lifecycle(FakeWorld().ports(), Settings())
+        made = lifecycle.snapshot.since
+        await asyncio.sleep(5)
+        lifecycle.ask_to_stop("test")
+        seen = []
+        lifecycle.listeners.append(seen.append)
+        await lifecycle.run()
+        assert seen[0].state is State.PARSED
+        assert (seen[0].since - made).total_seconds() == 5
+        assert seen[0].since_mono_s == seen[0].progress.began_mono_s == 5
+
+    run_virtual(main())
 
 
 def test_stop_hooks_are_called_at_once() -> None:
