@@ -63,7 +63,7 @@ class Actions:
         self._resources = resources
         self._hooks = hooks
         self.abandoned = Abandoned()
-        self._engines = 0
+        self._engines = 0  # how many have been released
 
     def by_name(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """The actions by the names in the table."""
@@ -89,7 +89,6 @@ class Actions:
         )
 
     async def start_engine(self) -> None:
-        self._engines += 1
         report, engine = self._fault_report(self._engines), self._ports.engine
         await self._acquire(
             ENGINE,
