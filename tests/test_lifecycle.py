@@ -457,6 +457,23 @@ def test_with_a_budget_a_dead_engine_is_restarted_and_the_socket_kept(code: str)
     assert life.world.released.count("engine") == 2
 
 
+def test_what_a_replaced_engine_tells_is_no_fault_of_its_successor() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        restart = asyncio.create_task(lifecycle.command("restart"))
+        await asyncio.sleep(1)
+        assert world.calls[-1] == "engine.release"
+        world.faults[0](Fault("engine_died", "of course"))
+        await restart
+        await until(lifecycle, State.READY, restarts=1)
+        world.faults[0](Fault("engine_died", "late"))
+        await asyncio.sleep(1)
+        assert lifecycle.snapshot.state is State.READY
+        lifecycle.ask_to_stop("test")
+
+    assert live(script, engine_release=Outcome(2)).error is None
+
+
 def test_when_the_budget_is_spent_it_ends() -> None:
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
         for restarts in range(2):
@@ -537,6 +554,32 @@ def test_asleep_is_not_ready_and_waking_leads_back_through_a_canary() -> None:
     assert life.world.calls.count("probe.canary") == 1
 
 
+@pytest.mark.parametrize("drained", [Outcome(1), HANG], ids=["in_time", "late"])
+def test_requests_are_drained_before_a_sleep_and_cut_only_if_late(drained: Outcome) -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        await lifecycle.command("sleep", 1)
+        calls = [call for call in world.calls if call in ("server.cut", "engine.sleep")]
+        assert calls == ["server.cut", "engine.sleep"][0 if drained.hang else 1 :]
+        lifecycle.ask_to_stop("test", now=True)
+
+    assert live(script, server_drained=drained).error is None
+
+
+def test_a_stop_during_a_commands_drain_cuts_nothing() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        command = asyncio.create_task(lifecycle.command("sleep", 1))
+        await asyncio.sleep(1)
+        lifecycle.ask_to_stop("test")
+        await asyncio.gather(command, return_exceptions=True)
+
+    life = live(script, server_drained=[HANG, Outcome(2)])
+    assert life.error is None
+    assert "server.cut" not in life.world.calls
+    assert "engine.sleep" not in life.world.calls
+
+
 def test_an_engine_put_to_sleep_by_others_is_noticed() -> None:
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
         await until(lifecycle, State.READY)
@@ -563,7 +606,7 @@ def test_a_stale_answer_cannot_wake_a_sleeping_engine() -> None:
 
 def test_a_command_in_the_wrong_state_is_refused_and_one_that_fails_says_so() -> None:
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
-        with pytest.raises(TransitionRefused, match="^sleep: not possible in PARSED$"):
+        with pytest.raises(TransitionRefused, match=r"^sleep: not possible in PARSED$"):
             await lifecycle.command("sleep", 1)
         await until(lifecycle, State.READY)
         with pytest.raises(LifecycleError, match="reset_prefix_cache failed: no"):
@@ -630,7 +673,7 @@ def test_a_lifecycle_runs_once() -> None:
         life = Life(FakeWorld())
         life.lifecycle.ask_to_stop("test")
         await life.lifecycle.run()
-        with pytest.raises(RuntimeError, match="^a lifecycle runs once"):
+        with pytest.raises(RuntimeError, match=r"^a lifecycle runs once"):
             await life.lifecycle.run()
 
     run_virtual(main())
