@@ -207,6 +207,20 @@ def test_a_stop_in_the_middle_of_any_step_ends_clean(step: str) -> None:
     assert life.took_s < Settings().stop_bound
 
 
+def test_a_stop_as_the_socket_is_bound_leaves_the_server_alone() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        def see() -> None:
+            if world.history and world.history[-1].name == "binder.bind":
+                lifecycle.ask_to_stop("test")
+
+        world.observe = see  # called as each call begins, before it is written down, and as it ends
+
+    life = live(script, binder_bind=Outcome(1))
+    assert life.error is None
+    assert life.world.held == ORDER[:3]
+    assert life.world.released == ORDER[:3][::-1]
+
+
 @pytest.mark.parametrize("step", [s for s in STEPS if s != "control_start"])
 def test_cancelling_run_in_any_step_ends_clean_and_reaches_the_caller(step: str) -> None:
     async def main() -> Life:
@@ -455,6 +469,9 @@ def test_with_a_budget_a_dead_engine_is_restarted_and_the_socket_kept(code: str)
     assert life.lifecycle.snapshot.restarts == 1
     assert life.world.released.count("socket") == life.world.released.count("server") == 1
     assert life.world.released.count("engine") == 2
+    # What the dead engine was working on gets an answer before its app goes away.
+    calls = life.world.calls
+    assert calls.index("server.cut") < calls.index("watchdog.stop") < calls.index("engine.release")
 
 
 def test_what_a_replaced_engine_tells_is_no_fault_of_its_successor() -> None:
@@ -643,14 +660,30 @@ def test_a_restart_on_request_needs_no_budget_and_drains_first() -> None:
     assert calls.index("server.drained") < calls.index("engine.release")
 
 
+def test_a_stop_does_not_wait_for_the_releases_of_a_restart() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        restart = asyncio.create_task(lifecycle.command("restart"))
+        await asyncio.sleep(1)
+        assert world.calls[-1] == "engine.release"
+        lifecycle.ask_to_stop("test")
+        await asyncio.sleep(0.1)
+        assert lifecycle.snapshot.state is State.STOPPING
+        await asyncio.gather(restart, return_exceptions=True)
+
+    life = live(script, engine_release=Outcome(4))
+    assert life.error is None
+    assert life.world.released == ORDER[::-1]
+
+
 def test_a_restart_on_request_that_loses_the_engine_ends_the_life() -> None:
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
         await until(lifecycle, State.READY)
-        with pytest.raises(EngineDiedError, match="not released in time: engine"):
+        with pytest.raises(EngineDiedError, match="not released in time: app, engine; a new"):
             await lifecycle.command("restart")
         await lifecycle.ended()
 
-    life = live(script, engine_release=HANG)
+    life = live(script, server_detach=HANG, engine_release=HANG)
     assert isinstance(life.error, EngineDiedError)
     assert life.error.code == "engine_not_released"
 
