@@ -24,6 +24,7 @@ from ichat_lifecycle.errors import (
     StopDeadlineError,
     TransitionRefused,
 )
+from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
 from ichat_lifecycle.ports import Fault, Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import TABLE, State, Trigger
@@ -1099,7 +1100,7 @@ def test_a_life_counts_from_run_not_from_when_it_was_made() -> None:
         made = lifecycle.snapshot.since
         await asyncio.sleep(5)
         lifecycle.ask_to_stop("test")
-        seen = []
+        seen: list[Snapshot] = []
         lifecycle.listeners.append(seen.append)
         await lifecycle.run()
         assert seen[0].state is State.PARSED
