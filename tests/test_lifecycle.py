@@ -73,6 +73,8 @@ class Life:
         self.took_s = asyncio.get_running_loop().time()
         await asyncio.wait({acting}, timeout=0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
+        if acting.done():
+            acting.result()  # a script that fails after it has asked for a stop fails its test
         acting.cancel()
         assert left <= {acting}, f"tasks left: {left}"
 
