@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ichat_lifecycle.adapters import engine_output
-from ichat_lifecycle.adapters.engine_output import LINE_LIMIT, LINES_KEPT, EngineOutput
+from ichat_lifecycle.adapters.engine_lines import LINES_KEPT
+from ichat_lifecycle.adapters.engine_output import LINE_LIMIT, EngineOutput
 
 DEADLINE_S = 30
 CHILD = "import sys; print('child out'); print('child err', file=sys.stderr)"
@@ -140,6 +141,17 @@ def test_only_the_newest_lines_are_kept(output: EngineOutput, shown: list[str]) 
     print_into(output, "".join(f"{n}\n" for n in range(total)))
     assert shown == [str(n) for n in range(total)]
     assert output.lines == tuple(shown[-LINES_KEPT:])
+
+
+def test_a_chatty_process_does_not_push_out_anothers_lines(output: EngineOutput) -> None:
+    """The first error of one is often older than all that the other has said since."""
+    error = "(EngineCore pid=7) ERROR 11-22 16:00:00 [core.py:1] ValueError: no"
+    chat = "(Worker pid=8) INFO 11-22 16:00:01 [x.py:1] {}"
+    print_into(output, f"{error}\n" + "".join(chat.format(n) + "\n" for n in range(LINES_KEPT * 2)))
+    assert output.lines[0] == error
+    assert len(output.lines) == LINES_KEPT + 1
+    assert output.lines_by_child["EngineCore"] == (error,)
+    assert output.lines_by_child["Worker"][-1] == chat.format(LINES_KEPT * 2 - 1)
 
 
 def test_a_sink_that_fails_does_not_stop_the_reading() -> None:

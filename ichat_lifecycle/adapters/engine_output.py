@@ -11,10 +11,10 @@ import os
 import re
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 
-LINES_KEPT = 500
+from ichat_lifecycle.adapters.engine_lines import EngineLines
+
 LINE_LIMIT = 16_384  # characters; a longer line is cut, so that nothing can fill the memory
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -23,7 +23,7 @@ _BIRTH_AT_END = re.compile(re.escape(_BIRTH) + r"(\d+)$")  # also after a line w
 
 
 class EngineOutput:
-    """A pipe, a thread that reads it, and the last LINES_KEPT lines.
+    """A pipe, a thread that reads it, and the last lines of each process.
 
     Args:
         sink: gets each line, without its end and without colours, in the reader's thread; by
@@ -41,15 +41,20 @@ class EngineOutput:
         self._stderr = os.dup(2) if sink is None else -1
         self._sink = sink or self._print
         self._read_fd, self._write_fd = os.pipe()
-        self._lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._lines = EngineLines()
         self._groups: set[int] = set()
         self._thread = threading.Thread(target=self._read, name="engine-output", daemon=True)
         self._thread.start()
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The newest lines, oldest first."""
-        return tuple(self._lines)
+        """The newest lines of all processes, oldest first."""
+        return self._lines.all
+
+    @property
+    def lines_by_child(self) -> dict[str, tuple[str, ...]]:
+        """The newest lines of each process by its name, oldest first."""
+        return self._lines.by_child
 
     @property
     def process_groups(self) -> frozenset[int]:
