@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import random
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -217,6 +217,41 @@ class Companion(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What an evidence bundle is about.
+
+    `code` is that of the fault or error: `engine_hung`, `engine_died`, `engine_start_failed`,
+    `loop_blocked` and the like. `probes` are the last verdicts with what they rest on, JSON-ready,
+    oldest first.
+    """
+
+    code: str
+    message: str
+    root_cause: str | None = None
+    hint: str | None = None
+    probes: tuple[Mapping[str, Any], ...] = ()
+
+
+class Evidence(Protocol):
+    """Keeps what can be seen of an engine before it is ended."""
+
+    async def save(
+        self, case: Case, pids: Sequence[int], lines: Mapping[str, Sequence[str]]
+    ) -> str | None:
+        """Saves what can still be seen; bounded, and raises nothing but CancelledError.
+
+        Args:
+            case: what has happened.
+            pids: the engine's processes.
+            lines: the newest log lines of each child by its name.
+
+        Returns:
+            the path of the bundle, or None where nothing could be saved, which is logged.
+        """
+        ...
 
 
 class Clock(Protocol):
