@@ -23,6 +23,18 @@ class ExitCode(enum.IntEnum):
     STOP_OUTRAN_DEADLINE = 124
 
 
+class Category(enum.StrEnum):
+    """What kind of thing keeps an engine from running, for alerts and for people."""
+
+    MEMORY = "memory"
+    PORT = "port"
+    MODEL = "model"
+    CONFIGURATION = "configuration"
+    PERMISSION = "permission"
+    KERNEL = "kernel"
+    UNKNOWN = "unknown"
+
+
 class LifecycleError(Exception):
     """Base of all errors a user can meet.
 
@@ -31,6 +43,7 @@ class LifecycleError(Exception):
         code: stable identifier in snake_case for logs and `/lifecycle`.
         hint: what to do about it, or None.
         root_cause: the deepest cause known (for example the engine's own words), or None.
+        category: one of Category where an engine failed to start or died, else None.
     """
 
     exit_code: ExitCode = ExitCode.ENGINE_START_FAILED
@@ -43,12 +56,14 @@ class LifecycleError(Exception):
         code: str | None = None,
         hint: str | None = None,
         root_cause: str | None = None,
+        category: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
         self.hint = hint
         self.root_cause = root_cause
+        self.category = category
 
     def line(self) -> str:
         """The error as the one line that ends a failed run."""

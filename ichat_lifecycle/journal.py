@@ -25,12 +25,13 @@ class Reason:
     message: str
     root_cause: str | None = None
     hint: str | None = None
+    category: str | None = None
 
     @classmethod
     def of(cls, error: BaseException) -> Reason:
         """The reason in an error; the code of a foreign error is its class's name."""
         if isinstance(error, LifecycleError):
-            return cls(error.code, error.message, error.root_cause, error.hint)
+            return cls(error.code, error.message, error.root_cause, error.hint, error.category)
         return cls(type(error).__name__, str(error) or repr(error))
 
     def as_dict(self) -> dict[str, Any]:
@@ -39,6 +40,7 @@ class Reason:
             "message": self.message,
             "root_cause": self.root_cause,
             "hint": self.hint,
+            "category": self.category,
         }
 
 

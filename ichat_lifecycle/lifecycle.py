@@ -222,7 +222,13 @@ class Lifecycle:
             return None
         kind = EngineDiedError if self.snapshot.ever_ready else StartError
         fault = self._fault
-        return kind(fault.message, code=fault.code, hint=fault.hint, root_cause=fault.root_cause)
+        return kind(
+            fault.message,
+            code=fault.code,
+            hint=fault.hint,
+            root_cause=fault.root_cause,
+            category=fault.category,
+        )
 
     @property
     def engine_lost(self) -> bool:
@@ -448,6 +454,7 @@ class Lifecycle:
                 code=error.code,
                 hint=error.hint,
                 root_cause=error.root_cause,
+                category=error.category,
             ) from error
 
     async def _prove_readiness(self) -> None:

@@ -86,12 +86,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that ends service at once: `code` is `engine_died` or `server_exited`."""
+    """Something that ends service at once: `code` is `engine_died` or `server_exited`.
+
+    `category` is one of errors.Category where it is the engine's death, else None.
+    """
 
     code: str
     message: str
     root_cause: str | None = None
     hint: str | None = None
+    category: str | None = None
 
 
 PhaseReport = Callable[[str, float | None], None]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from ichat_lifecycle.causes import CAUSE_LIMIT, first_cause, start_error
+from ichat_lifecycle.causes import CAUSE_LIMIT, classify, death, first_cause, start_error
 from ichat_lifecycle.errors import (
+    AddressError,
     ArgumentsError,
+    Category,
     DeadlineError,
+    EngineDiedError,
     ExitCode,
     InputMissingError,
     LifecycleError,
     LimitError,
     StartError,
 )
+from ichat_lifecycle.journal import Reason
 
 ECHO = RuntimeError(
     "Engine core initialization failed. See root cause above. Failed core proc(s): "
@@ -60,6 +64,10 @@ class LocalEntryNotFoundError(OSError):
     """As huggingface_hub's."""
 
 
+class JSONDecodeError(ValueError):
+    """As json's."""
+
+
 @pytest.mark.parametrize("prefix", [NEW, WORKER, OLD, "(EngineCore pid=12) ", ""])
 @pytest.mark.parametrize("cause", [MEMORY, "torch.OutOfMemoryError: CUDA out of memory. Tried"])
 def test_the_first_exception_of_a_log(prefix: str, cause: str) -> None:
@@ -92,16 +100,23 @@ def test_a_workers_cause_comes_before_its_parents_echo() -> None:
     assert first_cause(lines[::-1]) == "OutOfMemoryError: CUDA out of memory."
 
 
-KINDS: dict[str, tuple[type[LifecycleError], int]] = {
-    "out_of_memory": (LimitError, 71),
-    "kv_cache_too_small": (LimitError, 71),
-    "system_limit": (LimitError, 71),
-    "input_missing": (InputMissingError, 66),
-    "input_unreadable": (InputMissingError, 66),
-    "model_unsupported": (StartError, 70),
-    "bad_engine_arguments": (ArgumentsError, 2),
-    "engine_start_failed": (StartError, 70),
+KINDS: dict[str, tuple[type[LifecycleError], int, str]] = {
+    "out_of_memory": (LimitError, 71, "memory"),
+    "kv_cache_too_small": (LimitError, 71, "memory"),
+    "system_limit": (LimitError, 71, "configuration"),
+    "engine_port_unavailable": (AddressError, 69, "port"),
+    "input_missing": (InputMissingError, 66, "model"),
+    "input_unreadable": (InputMissingError, 66, "permission"),
+    "model_corrupt": (InputMissingError, 66, "model"),
+    "model_config_invalid": (InputMissingError, 66, "model"),
+    "tokenizer_missing": (InputMissingError, 66, "model"),
+    "model_unsupported": (StartError, 70, "model"),
+    "bad_engine_arguments": (ArgumentsError, 2, "configuration"),
+    "kernel_failed": (StartError, 70, "kernel"),
+    "engine_killed": (StartError, 70, "unknown"),
+    "engine_start_failed": (StartError, 70, "unknown"),
 }
+HEADER = "safetensors._safetensors_rust.SafetensorError: Error while deserializing header: "
 # Causes that stand in a child's log, and what of them has to be told.
 LOGGED = [
     (MEMORY, "out_of_memory", MEMORY),
@@ -118,6 +133,77 @@ LOGGED = [
     ("RuntimeError: Cannot find any model weights with `/x`", "input_missing", "`/x`"),
     ("PermissionError: [Errno 13] Permission denied: '/x'", "input_unreadable", "'/x'"),
     ("AssertionError: a bug", "engine_start_failed", "AssertionError: a bug"),
+    # A real engine's words on weights that end half way, begin with noise, or are a Git LFS
+    # pointer; with a header of noise; and of no byte at all.
+    (HEADER + "incomplete metadata, file not fully covered", "model_corrupt", "incomplete"),
+    (HEADER + "header too large", "model_corrupt", "SafetensorError: Error while"),
+    (
+        HEADER + "invalid JSON in header: expected value at line 1 column 1",
+        "model_corrupt",
+        "invalid JSON in header",
+    ),
+    (HEADER + "header too small", "model_corrupt", "header too small"),
+    # ZeroMQ's, torch.distributed's and Python's own, on a port that was really taken.
+    (
+        "zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:42695')",
+        "engine_port_unavailable",
+        "ZMQError: Address already in use",
+    ),
+    (
+        "torch.distributed.DistNetworkError: The server socket has failed to listen on any local "
+        "network address. port: 42695, useIpv6: false, code: -98, name: EADDRINUSE, message: "
+        "address already in use",
+        "engine_port_unavailable",
+        "port: 42695",
+    ),
+    (
+        "OSError: [Errno 99] Cannot assign requested address",
+        "engine_port_unavailable",
+        "Errno 99",
+    ),
+    # Torch's own, on an allocation of 4 PiB.
+    (
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+        "allocate memory: you tried to allocate 4503599627370496 bytes. Error code 12 (Cannot "
+        "allocate memory)",
+        "out_of_memory",
+        "4503599627370496",
+    ),
+    ("torch.AcceleratorError: CUDA error: out of memory", "out_of_memory", "CUDA error"),
+    (
+        "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the "
+        "device",
+        "kernel_failed",
+        "no kernel image",
+    ),
+    (
+        "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+        "kernel_failed",
+        "illegal memory access",
+    ),
+    (
+        "triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 147456, "
+        "Hardware limit: 101376. Reducing block sizes or `num_stages` may help.",
+        "kernel_failed",
+        "OutOfResources: out of resource",
+    ),
+    (
+        "RuntimeError: Triton Error [CUDA]: device kernel image is invalid",
+        "kernel_failed",
+        "Triton Error",
+    ),
+    (
+        "ImportError: libcudart.so.13: cannot open shared object file: No such file or directory",
+        "kernel_failed",
+        "libcudart",
+    ),
+    ("OSError: /x/_C.abi3.so: undefined symbol: _ZN3c10", "kernel_failed", "undefined symbol"),
+    ("Fatal Python error: Illegal instruction", "kernel_failed", "Illegal instruction"),
+    (
+        "NotImplementedError: \"rms_norm\" not implemented for 'Half'",
+        "kernel_failed",
+        "rms_norm",
+    ),
 ]
 # Causes that reach the loading thread as they are, before there is a child.
 RAISED = [
@@ -140,14 +226,48 @@ RAISED = [
         "model_unsupported",
         "`foo`",
     ),
+    # A real engine's words on a config.json that is none, on a tokenizer.json that is none, on a
+    # model without its tokenizer's files, and on one of an unknown type.
+    (
+        OSError("It looks like the config file at '/x/config.json' is not a valid JSON file."),
+        "model_config_invalid",
+        "'/x/config.json'",
+    ),
+    (
+        JSONDecodeError("Expecting property name enclosed in double quotes: line 1 column 2"),
+        "model_config_invalid",
+        "JSONDecodeError: Expecting property name",
+    ),
+    (
+        ValueError(
+            "Couldn't instantiate the backend tokenizer from one of: \n(1) a `tokenizers` library "
+            "serialization file, \n(2) a slow tokenizer instance to convert or \n(3) an equivalent "
+            "slow tokenizer class to instantiate and convert. \nYou need to have sentencepiece or "
+            "tiktoken installed to convert a slow tokenizer to a fast one."
+        ),
+        "tokenizer_missing",
+        "Couldn't instantiate the backend tokenizer",
+    ),
+    (
+        ValidationError(
+            "1 validation error for ModelConfig\n  Value error, The checkpoint you are trying to "
+            "load has model type `nonsense` but Transformers does not recognize this architecture."
+        ),
+        "model_unsupported",
+        "`nonsense`",
+    ),
+    (PermissionError(13, "Permission denied", "/x"), "input_unreadable", "'/x'"),
+    (AssertionError("Torch not compiled with CUDA enabled"), "kernel_failed", "not compiled"),
     (TypeError("the caller's own"), "engine_start_failed", "TypeError: the caller's own"),
 ]
 
 
 def check(found: LifecycleError, code: str, cause: str) -> None:
     """Its class and exit code, its code, the cause in the engine's own words, and a hint."""
-    kind, exit_code = KINDS[code]
+    kind, exit_code, category = KINDS[code]
     assert (type(found), found.exit_code, found.code) == (kind, ExitCode(exit_code), code)
+    assert found.category == category
+    assert Reason.of(found).as_dict()["category"] == category
     assert found.root_cause is not None
     assert cause in found.root_cause
     assert len(found.root_cause) <= CAUSE_LIMIT
@@ -177,3 +297,91 @@ def test_an_echo_without_a_cause(lines: list[str]) -> None:
 @pytest.mark.parametrize("error", [DeadlineError("late"), InputMissingError("gone")])
 def test_an_error_of_ours_stays_as_it_is(error: LifecycleError) -> None:
     assert start_error(error, log(NEW, MEMORY)) is error
+
+
+# What a real engine printed on weights that end half way, its tracebacks shortened.
+TRUNCATED = """\
+(EngineCore pid=4689) INFO 11-22 22:43:36 [core.py:133] Initializing a V1 LLM engine (v0.32.0)
+(VllmWorker-0 pid=4697) WARNING 11-22 22:43:48 [vllm.py:725] Model Runner V2 requires Triton
+(Worker pid=4697) ERROR 11-22 22:43:48 [multiproc_executor.py:953] WorkerProc failed to start.
+(Worker pid=4697) ERROR 11-22 22:43:48 [multiproc_executor.py:953] Traceback (most recent call last)
+(Worker pid=4697) ERROR 11-22 22:43:48 [multiproc_executor.py:953]     self.worker.load_model()
+(Worker pid=4697) ERROR 11-22 22:43:48 [multiproc_executor.py:953] \
+safetensors._safetensors_rust.SafetensorError: Error while deserializing header: incomplete \
+metadata, file not fully covered
+(EngineCore pid=4689) ERROR 11-22 22:43:49 [core.py:1510] EngineCore failed to start.
+(EngineCore pid=4689) ERROR 11-22 22:43:49 [core.py:1510] Exception: WorkerProc initialization \
+failed due to an exception in a background process. See stack trace for root cause.
+Process EngineCore:
+Traceback (most recent call last):
+Exception: WorkerProc initialization failed due to an exception in a background process. See \
+stack trace for root cause.""".splitlines()
+
+
+def test_a_real_log_of_truncated_weights() -> None:
+    """The worker's own words, not the two echoes of them."""
+    cause = "SafetensorError: Error while deserializing header: incomplete metadata, file not fully"
+    check(start_error(ECHO, TRUNCATED), "model_corrupt", cause)
+
+
+# --- an engine that ends
+
+
+@pytest.mark.parametrize(("number", "code"), [(9, "engine_killed"), (4, "kernel_failed")])
+def test_a_start_that_a_signal_ended(number: int, code: str) -> None:
+    """It says nothing itself: vLLM's words have the signal."""
+    error = RuntimeError(
+        "Engine core initialization failed. See root cause above. Failed core proc(s): "
+        f"{{'EngineCore': -{number}}}"
+    )
+    check(start_error(error, []), code, f"{{'EngineCore': -{number}}}")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "lines", "category", "hint"),
+    [
+        (-9, [], "unknown", "out-of-memory killer: see dmesg and the container's limits"),
+        (-4, [], "kernel", "compiled code crashed"),
+        (-7, [], "kernel", "/dev/shm"),
+        (-11, [], "kernel", "compiled code crashed"),
+        (-15, [], "unknown", "log lines above"),
+        (1, [], "unknown", "log lines above"),
+        (None, [], "unknown", "log lines above"),
+        (1, ["torch.OutOfMemoryError: CUDA out of memory."], "memory", "free memory"),
+        (-6, ["torch.OutOfMemoryError: CUDA out of memory."], "memory", "free memory"),
+        (-9, ["ValueError: 1 validation error for X"], "unknown", "out-of-memory killer"),
+        (1, [NEW + "RuntimeError: Executor failed."], "unknown", "log lines above"),
+    ],
+)
+def test_why_an_engine_died(
+    exit_code: int | None, lines: list[str], category: str, hint: str
+) -> None:
+    """By what it said, or else by its signal: an old error of a user's is not why it was killed."""
+    found = death(exit_code, lines)
+    assert found.category == category
+    assert hint in found.hint
+
+
+def test_a_workers_end_is_why_its_engine_ends() -> None:
+    """EngineCore ends with 1 then, whatever ended the worker."""
+    said = "Worker proc VllmWorker-0 died unexpectedly (exit code: -4), shutting down executor."
+    lines = [f"{NEW}{said}", NEW + "RuntimeError: Executor failed."]
+    found = death(1, lines)
+    assert found.root_cause == said.partition(",")[0]
+    assert found.category == "kernel"
+
+
+def test_every_class_is_reached() -> None:
+    """And none but these."""
+    assert {category for _, _, category in KINDS.values()} == set(Category)
+
+
+@pytest.mark.parametrize("text", ["", "all is well", "KeyError: 'x'"])
+def test_what_is_not_known_is_unknown(text: str) -> None:
+    assert classify(text).category == "unknown"
+
+
+def test_an_error_without_a_class_shows_none() -> None:
+    """What is not an engine's failure: a wrong flag of ours, an engine that sleeps."""
+    assert Reason.of(EngineDiedError("x")).category is None
+    assert Reason.of(ValueError("x")).as_dict()["category"] is None

@@ -84,7 +84,7 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
 def test_a_degraded_worker_tells_why_and_what_the_last_probe_showed() -> None:
     life = in_state(
         State.DEGRADED,
-        reason=Reason("engine_hung", "no answer", "RPC timed out", "wait"),
+        reason=Reason("engine_hung", "no answer", "RPC timed out", "wait", "unknown"),
         restarts=2,
         stop_asked=True,
         last_verdict=Verdict(VerdictKind.HUNG, Signs(silent_s=10.0, in_flight=4)),
@@ -94,6 +94,7 @@ def test_a_degraded_worker_tells_why_and_what_the_last_probe_showed() -> None:
         "code": "engine_hung",
         "message": "no answer",
         "root_cause": "RPC timed out",
+        "category": "unknown",
         "hint": "wait",
     }
     assert document["last_verdict"] == {
@@ -217,7 +218,13 @@ def test_the_three_probes_in_every_state(state: State, ever_ready: bool) -> None
             {
                 "status": "ok" if status == 200 else "unavailable",
                 "state": state.value,
-                "reason": {"code": "code", "message": "message", "root_cause": None, "hint": None},
+                "reason": {
+                    "code": "code",
+                    "message": "message",
+                    "root_cause": None,
+                    "hint": None,
+                    "category": None,
+                },
             },
         )
 

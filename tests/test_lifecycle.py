@@ -907,17 +907,17 @@ def test_a_life_that_is_ended_from_outside_the_engine_drains_and_keeps_the_cause
 def test_a_fault_keeps_all_that_is_known_of_it() -> None:
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
         await until(lifecycle, State.READY)
-        lifecycle.post_fault(Fault("engine_died", "it ended", "oom", "less memory"))
+        lifecycle.post_fault(Fault("engine_died", "it ended", "oom", "less memory", "memory"))
         lifecycle.post_fault(Fault("server_exited", "a second one"))
 
     error = live(script).error
     assert isinstance(error, EngineDiedError)
-    told = (error.code, error.message, error.root_cause, error.hint)
-    assert told == ("engine_died", "it ended", "oom", "less memory")
+    told = (error.code, error.message, error.root_cause, error.hint, error.category)
+    assert told == ("engine_died", "it ended", "oom", "less memory", "memory")
 
 
 def test_a_failed_restart_is_an_engine_that_died_with_the_causes_own_words() -> None:
-    cause = StartError("no", code="no_memory", hint="less", root_cause="oom")
+    cause = StartError("no", code="no_memory", hint="less", root_cause="oom", category="memory")
 
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
         await until(lifecycle, State.READY)
@@ -928,6 +928,7 @@ def test_a_failed_restart_is_an_engine_that_died_with_the_causes_own_words() -> 
     assert isinstance(life.error, EngineDiedError)
     assert life.error.message == "the engine could not be restarted: no"
     assert (life.error.code, life.error.hint, life.error.root_cause) == ("no_memory", "less", "oom")
+    assert life.error.category == "memory"
     assert life.error.__cause__ is cause
 
 

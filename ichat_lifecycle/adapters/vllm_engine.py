@@ -201,13 +201,14 @@ class VllmEngine:
             asyncio.get_running_loop().call_later(_POLL_S, self._tell_death, *again)
             return
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        lines = self._output.lines if self._output else ()
+        death = causes.death(code, self._output.lines if self._output else ())
         on_fault(
             Fault(
                 "engine_died",
                 f"{process.name} (pid {pid}) ended {how}",
-                causes.first_cause(lines),
-                "the engine's own log lines above may say why; out-of-memory kills show in dmesg",
+                death.root_cause,
+                death.hint,
+                death.category,
             )
         )
 
@@ -215,7 +216,16 @@ class VllmEngine:
         """vLLM's API found its engine dead before the process's end was noticed."""
         if not self._died:
             self._died = True
-            on_fault(Fault("engine_died", "vLLM reports that its engine is dead"))
+            death = causes.death(None, self._output.lines if self._output else ())
+            on_fault(
+                Fault(
+                    "engine_died",
+                    "vLLM reports that its engine is dead",
+                    death.root_cause,
+                    death.hint,
+                    death.category,
+                )
+            )
 
     def _unwatch(self) -> None:
         loop = asyncio.get_running_loop()
