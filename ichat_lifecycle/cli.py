@@ -134,11 +134,13 @@ def _positive(text: str) -> float:
 
 
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:
+    from ichat_lifecycle.adapters import termination_log
     from ichat_lifecycle.errors import LifecycleError, report
 
     try:
         settings = _check(args, rest)
     except LifecycleError as error:
+        termination_log.write(error)
         return report(error)
     from ichat_lifecycle.worker import end_process, serve
 

@@ -16,7 +16,7 @@ from typing import NoReturn, TextIO
 
 import structlog
 
-from ichat_lifecycle.adapters import logs
+from ichat_lifecycle.adapters import logs, termination_log
 from ichat_lifecycle.adapters.last_resort import TELLING_S, LastResort
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.terminal import LiveView
@@ -53,6 +53,7 @@ def serve(
         the exit code; see errors.ExitCode.
     """
     stream = logs.own_stderr()
+    backend: VLLMBackend | None = None
     try:
         backend = VLLMBackend(
             framework, backend_argv, options=_options(framework, settings, known_flags)
@@ -61,6 +62,7 @@ def serve(
             _compare_with_grace(settings, framework.grace_period)
             _run(backend, settings, stream)
     except Exception as error:
+        termination_log.write(error, scrub=backend.secrets.scrub if backend else str)
         return report(error, stream)  # the last line: nobody logs any more
     return int(ExitCode.OK)
 

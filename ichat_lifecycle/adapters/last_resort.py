@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import TextIO
 
+from ichat_lifecycle.adapters import termination_log
 from ichat_lifecycle.errors import ExitCode
 
 TELLING_S = 1.0  # for the last words
@@ -57,10 +58,11 @@ class LastResort:
                 os._exit(ExitCode.STOP_OUTRAN_DEADLINE)
 
     def _tell(self) -> None:
+        what = f"the stop outran its deadline of {self._bound_s:g} s"
+        termination_log.write_text(what)
         with contextlib.suppress(Exception):
             print(
-                f"ichat-lifecycle: the stop outran its deadline of {self._bound_s:g} s; "
-                f"the stacks of all threads follow\n{_stacks()}",
+                f"ichat-lifecycle: {what}; the stacks of all threads follow\n{_stacks()}",
                 file=self._stream,
                 flush=True,
             )
