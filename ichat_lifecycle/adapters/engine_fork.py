@@ -11,7 +11,8 @@ What a forked child must not keep of us, and what is done here, in the child, be
 - our signal handlers and wake-up descriptor: a SIGTERM for the child would appear in our loop;
 - our process group: Ctrl-C is for us, and we decide when the engine ends;
 - its life, when we lose ours: whatever kills us closes our end of a pipe, and a thread of the child
-  that reads the other end kills its whole group (PR_SET_PDEATHSIG would follow the forking thread);
+  that reads the other end kills its whole group (PR_SET_PDEATHSIG would follow the forking thread).
+  The guardian (see engine_guard) does that too; this holds even if it was killed with us;
 - our standard streams' locks, which another thread may have held at the moment of the fork.
 """
 

@@ -57,6 +57,11 @@ class EngineOutput:
         return self._lines.by_child
 
     @property
+    def read_fd(self) -> int:
+        """The reading end of the pipe; the reader closes it at the end of file."""
+        return self._read_fd
+
+    @property
     def process_groups(self) -> frozenset[int]:
         """Process groups of engine processes that announced themselves (see engine_fork)."""
         return frozenset(self._groups)

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
@@ -22,6 +23,7 @@ import structlog
 
 from ichat_lifecycle import causes
 from ichat_lifecycle.adapters import engine_fork
+from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
@@ -32,6 +34,7 @@ log = structlog.get_logger("ichat_lifecycle.engine")
 
 _POLL_S = 0.02
 _EXIT_CODE_TRIES = 10  # times _POLL_S
+_SWEEP_AFTER_S = 0.5  # what has not ended by then is an orphan already: its EngineCore is gone
 
 # What a line of the engine's log says of the phase it is in.
 _PHASES = (
@@ -89,6 +92,7 @@ class VllmEngine:
         self._loading: Threaded[Any] | None = None
         self._abort = threading.Event()
         self._output: EngineOutput | None = None
+        self._guard: EngineGuard | None = None
         self._children: dict[int, Any] = {}
         self._sentinels: list[int] = []
         self._died = False
@@ -129,7 +133,8 @@ class VllmEngine:
 
     def _load(self, output: EngineOutput) -> Any:
         _start_resource_tracker()
-        with output.redirected():
+        self._guard = guard = EngineGuard(output.read_fd)
+        with output.redirected(), guard.marking():
             return self._build_client(self._layout(), self._arguments())
 
     def _build_client(self, layout: Layout, namespace: argparse.Namespace) -> Any:
@@ -151,12 +156,19 @@ class VllmEngine:
                 disable_log_stats=engine_args.disable_log_stats,
             )
 
-    def _start_method(self, layout: Layout) -> contextlib.AbstractContextManager[None]:
-        if engine_fork.CHOSEN_BY_USER is not None:
-            return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _start_method(self, layout: Layout) -> Iterator[None]:
+        chosen = engine_fork.CHOSEN_BY_USER is not None
+        if not chosen and layout.platform.is_cpu():
+            with engine_fork.start_method("fork", workers="spawn"):
+                yield
+            return
         # Elsewhere as `vllm serve` does it: a fork with a GPU's driver loaded is not tried here.
-        core = "fork" if layout.platform.is_cpu() else "spawn"
-        return engine_fork.start_method(core, workers="spawn")
+        spawning = engine_fork.start_method("spawn", workers="spawn")
+        # What is not forked by us shares our process group, but Ctrl-C is for us alone. vLLM itself
+        # ends its processes by SIGTERM and SIGKILL.
+        with blocked({signal.SIGINT}), contextlib.nullcontext() if chosen else spawning:
+            yield
 
     def _show_devices(self, layout: Layout) -> None:
         gpu_ids = self._gpu_ids()
@@ -289,9 +301,18 @@ class VllmEngine:
         self._output.close()
         while any(process.is_alive() for process in self._children.values()):
             await asyncio.sleep(_POLL_S)
-        while not self._output.at_end:
-            await asyncio.sleep(_POLL_S)
+        await self._output_at_end(self._output)
         self._output = None
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            await in_thread(guard.end, "engine-guard-end")
+
+    async def _output_at_end(self, output: EngineOutput) -> None:
+        sweep_at = asyncio.get_running_loop().time() + _SWEEP_AFTER_S
+        while not output.at_end:
+            if self._guard is not None and asyncio.get_running_loop().time() >= sweep_at:
+                self._guard.sweep()
+            await asyncio.sleep(_POLL_S)
 
     # --- what the lifecycle and operators ask
 

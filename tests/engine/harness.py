@@ -86,6 +86,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
+                process_group=0,  # Ctrl-C in a test is for all of it, and for nothing else
             )
 
     # --- looking

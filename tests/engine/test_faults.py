@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import psutil
@@ -96,12 +97,20 @@ def test_a_new_engine_in_the_same_process_keeps_the_socket(model: str) -> None:
         assert serving.wait() == 0
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("moment", ["loading", "READY"])
-def test_kill_9_of_the_worker_itself_leaves_no_engine_behind(model: str, moment: str) -> None:
-    with worker("--model-path", model) as serving:
+def test_kill_9_of_the_worker_itself_leaves_nothing_behind(
+    model: str, moment: str, method: str, tmp_path: Path
+) -> None:
+    """No process, and no socket; also with an engine that is spawned, as on a GPU."""
+    chosen = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"} if method == "spawn" else {}
+    with worker("--model-path", model, TMPDIR=str(tmp_path), **chosen) as serving:
         if moment == "READY":
             serving.wait_for_state("READY")
-        wait_for(lambda: len(living_in(serving.directory)) >= 3, "all of the engine's processes")
+        # Ours, the guardian, the resource tracker, EngineCore, and its worker.
+        wait_for(lambda: len(living_in(serving.directory)) >= 5, "all of the engine's processes")
         serving.process.kill()
         serving.process.wait()
         wait_for(lambda: not living_in(serving.directory), "nothing is left", 5)
+        assert not [path for path in tmp_path.rglob("*") if path.is_socket()]
+        assert not list(tmp_path.glob("ichat-*"))

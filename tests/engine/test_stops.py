@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from harness import ENGINE_ENVIRONMENT, ENGINE_FLAGS, Worker, free_port, living_in, wait_for, worker
 
@@ -46,6 +47,25 @@ def test_a_second_signal_ends_it_at_once(model: str) -> None:
         started.signal()
         started.signal(signal.SIGINT)
         assert started.wait() == 0
+
+
+def test_ctrl_c_lets_a_spawned_engine_finish_what_runs(model: str) -> None:
+    """It goes to the whole process group, and a spawned EngineCore shares ours."""
+    with worker(
+        *("--model-path", model, "--served-model-name", "demo"),
+        VLLM_WORKER_MULTIPROC_METHOD="spawn",
+    ) as serving:
+        serving.wait_for_state("READY")
+        group = serving.process.pid
+        assert os.getpgid(serving.engine_pids("EngineCore")[0].pid) == group
+        body = {"model": "demo", "prompt": "Hello", "max_tokens": 300, "ignore_eos": True}
+        url = serving.main + "/v1/completions"
+        with httpx.stream("POST", url, json={**body, "stream": True}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            os.killpg(group, signal.SIGINT)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert serving.wait() == 0
 
 
 def test_ctrl_c_in_a_terminal_ends_a_load_that_is_shown_live(model: str, tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""Ends what an engine's owner leaves behind when it is killed. Run as a script, not imported there.
+
+A tiny process of its own (see engine_guard, which starts it), so the standard library only, and
+little of that. It reads a pipe of which only the owner holds the other end: a byte says that all is
+released, the end of file that the owner is gone. Then it ends every process of the engine.
+
+Which are those? Whatever the state they are in, and whoever their parent is by now:
+
+- those that carry the marker in their environment, as every program does that they execute;
+- those whose standard output or error is the engine's pipe, as every process has it that vLLM
+  starts; its titles overwrite the environment that the kernel shows;
+- and all descendants of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+VARIABLE = "ICHAT_LIFECYCLE_ENGINE"
+BOUND_S = 5.0  # after that, what is left cannot be killed (it waits for a device, for ever)
+_LOOK_AGAIN_S = 0.05
+_QUIET_LOOKS = 2  # a process may show neither mark in the instant in which it executes a program
+_TELLING_S = 1
+
+# A process: its pid, and when it was started, which tells it from a later one of the same pid.
+Process = tuple[int, int]
+_PROC = Path("/proc")
+
+
+def main(life_fd: int, output_fd: int, owner: int, marker: str, directory: str) -> None:
+    """Waits for the owner's word or its end.
+
+    Args:
+        life_fd: of the pipe that the owner holds.
+        output_fd: the engine's pipe.
+        owner: the owner's pid.
+        marker: what VARIABLE is set to for the engine.
+        directory: the engine's sockets are in there; "" for none. Removed with them.
+    """
+    if os.read(life_fd, 1):
+        return
+    spared = {os.getpid()}
+    if os.getppid() == owner:
+        # It lives, and wants only its engine ended; or is about to end: its files go first.
+        spared.add(owner)
+    pipe = os.fstat(output_fd)
+    ended, left = end_all(lambda: marked(marker, pipe, spared))
+    remove_sockets(directory)
+    _tell("the engine" if os.getppid() == owner else f"process {owner}", ended, left)
+
+
+def end_all(
+    look: Callable[[], set[Process]], bound_s: float = BOUND_S
+) -> tuple[set[Process], set[Process]]:
+    """Kills whatever `look` finds, until it finds nothing: those ended, and those left."""
+    deadline = time.monotonic() + bound_s
+    killed: set[Process] = set()
+    quiet, left = 0, set[Process]()
+    while quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+        found = look()
+        for process in found:
+            _kill(process)
+        killed |= found
+        # A process that is about to end shows no mark any more, but still holds its memory.
+        left = {process for process in killed if started(process[0]) == process[1]}
+        quiet = 0 if left else quiet + 1
+        time.sleep(_LOOK_AGAIN_S)
+    return killed - left, left
+
+
+def marked(marker: str, pipe: os.stat_result, spared: set[int]) -> set[Process]:
+    """The engine's processes that are alive, but for those spared."""
+    parents = {pid: status for pid in _pids() if (status := _status(pid)) is not None}
+    environment = f"{VARIABLE}={marker}".encode()
+    found = {
+        pid
+        for pid in parents.keys() - spared
+        if _prints_into(pid, pipe) or _has_variable(pid, environment)
+    }
+    grown = True
+    while grown:
+        more = {p for p, (parent, _) in parents.items() if parent in found} - found - spared
+        found |= more
+        grown = bool(more)
+    return {(pid, parents[pid][1]) for pid in found}
+
+
+def started(pid: int) -> int | None:
+    """When a living process was started, in clock ticks since boot; None where there is none."""
+    status = _status(pid)
+    return None if status is None else status[1]
+
+
+def remove_sockets(directory: str) -> None:
+    """Removes a directory of sockets; whatever else is in it stays, and so does the directory."""
+    if not directory:
+        return
+    with contextlib.suppress(OSError):
+        for entry in Path(directory).iterdir():
+            if stat.S_ISSOCK(entry.lstat().st_mode):
+                entry.unlink()
+        Path(directory).rmdir()
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
+
+
+def _status(pid: int) -> tuple[int, int] | None:
+    """Parent and start of a process; None where it has ended, also if nobody has reaped it yet."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    fields = text[text.rindex(b")") + 2 :].split()  # the name before it may hold anything
+    return None if fields[0] in (b"Z", b"X") else (int(fields[1]), int(fields[19]))
+
+
+def _has_variable(pid: int, variable: bytes) -> bool:
+    try:
+        return variable in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False  # gone, or another user's
+
+
+def _prints_into(pid: int, pipe: os.stat_result) -> bool:
+    for fd in ("1", "2"):
+        with contextlib.suppress(OSError):
+            if os.path.samestat((_PROC / str(pid) / "fd" / fd).stat(), pipe):
+                return True
+    return False
+
+
+def _kill(process: Process) -> None:
+    """SIGKILL, and never to a later process that got the same pid."""
+    pid, start = process
+    with contextlib.suppress(OSError):
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:  # gone, or a kernel before 5.3
+            if started(pid) == start:
+                os.kill(pid, signal.SIGKILL)
+            return
+        try:
+            if started(pid) == start:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
+
+
+def _tell(gone: str, ended: set[Process], left: set[Process]) -> None:
+    if not ended and not left:
+        return
+    text = f"ichat-lifecycle: {gone} is gone; ended {len(ended)} processes that the engine had left"
+    if left:
+        text += f", but not {', '.join(str(pid) for pid, _ in sorted(left))}"
+    signal.alarm(_TELLING_S)  # ends this process if nobody reads
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
+if __name__ == "__main__":
+    _life, _output, _owner, _marker, _directory = sys.argv[1:]
+    main(int(_life), int(_output), int(_owner), _marker, _directory)
