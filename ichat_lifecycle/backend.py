@@ -124,6 +124,7 @@ class VLLMBackend(LifecycleBackend):
             lambda: self._parsed().gpu_ids,
             options.engine_sink,
             options.adopt_loggers,
+            options.settings.start.stall_timeout,
         )
         self.binder = SocketBinder(self._address)
         heartbeat = self._heartbeat()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
 from ichat_lifecycle.errors import TransitionRefused
 
 log = structlog.get_logger("ichat_lifecycle")
+
+T = TypeVar("T")
 
 
 class Interrupted(Exception):
@@ -89,6 +92,24 @@ async def race(
         return_when=asyncio.FIRST_COMPLETED,
     )
     return task.done()
+
+
+async def watched(work: Coroutine[Any, Any, T], watch: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns or raises, or, if that comes first, `watch`; the other is cancelled.
+
+    Both have ended when this does, however it ends.
+    """
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(watch)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        first = next(task for task in tasks if task.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            error_of(task)  # retrieved: what the loser says is no news
+    return first.result()
 
 
 def error_of(task: asyncio.Future[Any]) -> BaseException | None:

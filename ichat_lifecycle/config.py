@@ -29,6 +29,7 @@ class Start(_Section):
     arguments_timeout: Seconds = Field(300, gt=0, description="parsing, which imports vLLM")
     bind_timeout: Seconds = Field(10, gt=0, description="binding the socket")
     engine_timeout: Seconds = Field(3600, gt=0, description="loading the model")
+    stall_timeout: Seconds = Field(300, gt=0, description="a load in which nothing moves")
     serve_timeout: Seconds = Field(120, gt=0, description="building vLLM's app")
     ready_timeout: Seconds = Field(600, gt=0, description="/health and all warm-up requests")
     poll_interval: Seconds = Field(0.1, gt=0, description="between two asks for /health")

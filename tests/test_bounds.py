@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ichat_lifecycle.bounds import Latch, error_of, race
+from ichat_lifecycle.bounds import Latch, error_of, race, watched
 from ichat_lifecycle.testing.virtual_time import run_virtual
 
 
@@ -118,3 +118,45 @@ def test_error_of(error: BaseException | None, expected: type[BaseException] | N
     else:
         assert found is error
         assert expected is None or isinstance(found, expected)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x"), asyncio.CancelledError()])
+def test_watched_work_ends_as_it_would_alone(error: BaseException | None) -> None:
+    async def main() -> str:
+        return await watched(works(1, error), works(5, KeyError("watch")))
+
+    if error is None:
+        assert run_virtual(main()) == "done"
+    else:
+        with pytest.raises(type(error)):
+            run_virtual(main())
+
+
+def test_what_a_watch_raises_ends_the_work() -> None:
+    ended_at: list[float] = []
+
+    async def work() -> str:
+        try:
+            return await works(60)
+        finally:
+            ended_at.append(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(KeyError, match="watch"):
+            await watched(work(), works(2, KeyError("watch")))
+        assert ended_at == [began + 2]
+
+    run_virtual(main())
+
+
+def test_a_cancellation_ends_work_and_watch() -> None:
+    async def main() -> None:
+        task = asyncio.create_task(watched(works(60), works(60)))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())

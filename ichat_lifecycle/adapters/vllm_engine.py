@@ -22,12 +22,13 @@ from typing import Any
 import structlog
 
 from ichat_lifecycle import causes
-from ichat_lifecycle.adapters import engine_fork
+from ichat_lifecycle.adapters import engine_fork, load_progress
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
+from ichat_lifecycle.bounds import watched
 from ichat_lifecycle.ports import Fault, FaultReport, PhaseReport
 
 log = structlog.get_logger("ichat_lifecycle.engine")
@@ -74,6 +75,7 @@ class VllmEngine:
         sink: gets each line that the engine's processes print, from a thread; stderr by default.
         on_configured: called, from a thread, once vLLM has made its configuration, which also
             configures its loggers anew.
+        stall_timeout_s: seconds without progress that end a load.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class VllmEngine:
         gpu_ids: Callable[[], tuple[int, ...] | None],
         sink: Callable[[str], None] | None = None,
         on_configured: Callable[[], None] = lambda: None,
+        stall_timeout_s: float = 300.0,
     ) -> None:
+        self._stall_timeout_s = stall_timeout_s
         self._on_configured = on_configured
         self._arguments = arguments
         self._layout = layout
@@ -93,6 +97,7 @@ class VllmEngine:
         self._abort = threading.Event()
         self._output: EngineOutput | None = None
         self._guard: EngineGuard | None = None
+        self._phase = ""
         self._children: dict[int, Any] = {}
         self._sentinels: list[int] = []
         self._died = False
@@ -116,7 +121,12 @@ class VllmEngine:
         self._abort.clear()
         self._died = False
         self._on_phase = on_phase
-        self._output = output = EngineOutput(self._sink, self._read_phase)
+        news, sampler = load_progress.News(), load_progress.Sampler()
+        watch = load_progress.watch(self._stall_timeout_s, lambda: self._phase, news, sampler)
+        await watched(self._start(on_fault, news), watch)
+
+    async def _start(self, on_fault: FaultReport, news: load_progress.News) -> None:
+        self._output = output = EngineOutput(self._sink, partial(self._read_line, news))
         before = children_now()
         self._loading = Threaded(partial(self._load, output), "engine-load")
         try:
@@ -182,13 +192,18 @@ class VllmEngine:
     def _checkpoint(self, phase: str) -> None:
         if self._abort.is_set():
             raise _Aborted
-        self._on_phase(phase, None)
+        self._enter_phase(phase)
 
-    def _read_phase(self, line: str) -> None:
+    def _read_line(self, news: load_progress.News, line: str) -> None:
+        news.line(line)
         for text, phase in _PHASES:
             if text in line:
-                self._on_phase(phase, None)
+                self._enter_phase(phase)
                 return
+
+    def _enter_phase(self, phase: str) -> None:
+        self._phase = phase
+        self._on_phase(phase, None)
 
     # --- death
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from harness import Worker, living_in, wait_for, worker
+from harness import START_TIMEOUT_S, Worker, living_in, wait_for, worker
 
 pytestmark = pytest.mark.engine
 
@@ -114,3 +114,14 @@ def test_kill_9_of_the_worker_itself_leaves_nothing_behind(
         wait_for(lambda: not living_in(serving.directory), "nothing is left", 5)
         assert not [path for path in tmp_path.rglob("*") if path.is_socket()]
         assert not list(tmp_path.glob("ichat-*"))
+
+
+def test_a_load_that_stalls_ends_in_70_with_the_phase_and_nothing_left(model: str) -> None:
+    with worker("--model-path", model, "--set", "start.stall_timeout=8") as serving:
+        wait_for(lambda: serving.engine_pids("EngineCore"), "EngineCore")
+        core_of(serving).send_signal(signal.SIGSTOP)
+        assert serving.wait(START_TIMEOUT_S) == 70
+        last = serving.log.read_text().splitlines()[-1]
+        assert "the load has stalled in the phase " in last  # the worker may get further
+        assert "EngineCore" in last
+        assert "stopped by a signal" in last
