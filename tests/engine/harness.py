@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -134,9 +135,13 @@ class Worker:
         return code
 
     def destroy(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        # The guardian and the resource tracker first do their work: else shared memory stays.
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not living_in(self.directory), "no process is left", 10)
         for process in living_in(self.directory):
             process.kill()
-        self.process.wait()
         shutil.rmtree(self.directory)
 
 
