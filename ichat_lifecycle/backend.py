@@ -13,10 +13,12 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.engine_fork import serving_on
+from ichat_lifecycle.adapters.evidence import EngineEvidence, EvidenceFiles
 from ichat_lifecycle.adapters.gate import Gate, Receive, Scope, Send
 from ichat_lifecycle.adapters.heartbeat import Heartbeat
 from ichat_lifecycle.adapters.probe import HttpProbe, Target
@@ -59,6 +61,8 @@ class Options:
             they go to stderr as they are.
         adopt_loggers: called, from a thread, each time that vLLM has configured its loggers.
         known_flags: flags of the embedding program, to suggest where one is mistyped.
+        evidence_directory: where bundles of evidence go; by default `ichat-lifecycle/evidence` in
+            the user's state directory.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -74,6 +78,7 @@ class Options:
     adopt_loggers: Callable[[], None] = lambda: None
     announce: Callable[[str], None] = lambda url: None
     known_flags: tuple[str, ...] = ()
+    evidence_directory: Path | None = None
 
 
 class VLLMBackend(LifecycleBackend):
@@ -171,6 +176,16 @@ class VLLMBackend(LifecycleBackend):
             watchdog=EngineWatchdog(senses, settings.health),
             clock=SystemClock(),
             companions=(self.control, *companions),
+            evidence=EngineEvidence(
+                EvidenceFiles(
+                    self.options.evidence_directory,
+                    self.secrets.scrub,
+                    # The files are closed before the lifecycle's own deadline.
+                    settings.health.evidence_timeout * 0.9,
+                ),
+                self.engine.processes,
+                self.engine.lines_by_child,
+            ),
         )
 
     def _heartbeat(self) -> Heartbeat | None:

@@ -55,6 +55,9 @@ class Health(_Section):
         6, ge=1, description="misses in a row, one per timeout of silence, that end service"
     )
     canary_timeout: Seconds = Field(30, gt=0, description="how long the canary may take")
+    evidence_timeout: Seconds = Field(
+        5, gt=0, description="saving what can be seen of a lost engine before it is ended"
+    )
     token_interval: Seconds = Field(
         15, ge=0, description="an engine that has not moved for so long is asked for a token; 0: no"
     )

@@ -120,6 +120,7 @@ class Snapshot:
     ever_ready: bool = False
     progress: Progress = field(default_factory=Progress)
     last_verdict: Verdict | None = None
+    evidence: str | None = None
 
     @property
     def ready(self) -> bool:

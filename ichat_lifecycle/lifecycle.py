@@ -29,7 +29,7 @@ from ichat_lifecycle.errors import (
 from ichat_lifecycle.guards import Facts
 from ichat_lifecycle.journal import Journal, Reason, Snapshot
 from ichat_lifecycle.machine import Machine
-from ichat_lifecycle.ports import Fault, Ports
+from ichat_lifecycle.ports import Case, Fault, Ports
 from ichat_lifecycle.recorder import Recorder
 from ichat_lifecycle.resources import Released, ResourceStack
 from ichat_lifecycle.states import State, Trigger
@@ -249,6 +249,28 @@ class Lifecycle:
     async def drain(self) -> None:
         """Lets running requests finish, and cuts what is left at the deadline."""
         await self._actions.drain()
+
+    async def save_evidence(self, error: BaseException) -> None:
+        """Keeps what can be seen of the engine before it is ended, for as long as there is time.
+
+        Raises:
+            Interrupted: a stop or another fault came first.
+        """
+        evidence = self._ports.evidence
+        if evidence is None:
+            return
+        reason = Reason.of(error)
+        probes = tuple(record.as_dict() for record in self.journal.verdicts)
+        case = Case(reason.code, reason.message, reason.root_cause, reason.hint, probes)
+        try:
+            with self.deadline(self.settings.health.evidence_timeout, "saving evidence"):
+                path = await self.bounded(evidence.save(case), "evidence")
+        except Interrupted:
+            raise
+        except Exception as failed:
+            log.warning("evidence_not_saved", error=repr(failed))
+        else:
+            self.recorder.publish(evidence=path)
 
     async def cut(self) -> None:
         """Ends running requests, each with an explicit error."""
@@ -489,13 +511,17 @@ class Lifecycle:
                 await asyncio.shield(end)
             except asyncio.CancelledError as error:
                 cancelled = error
-                self._hurry.set()
+                self._latch_stop("run() was cancelled", now=True)
         end.result()
         return cancelled
 
     async def _end(self) -> None:
         if self._cause is not None:
             self.reason = Reason.of(self._cause)
+            self.forget_fault()
+            if ENGINE in self.resources.names and self.state is not State.READY:
+                with contextlib.suppress(Interrupted):
+                    await self.save_evidence(self._cause)
         await self.fire(Trigger.STOP)
         await self._actions.abandoned.wait(self.settings.stop.leftovers)
         if left := (*self.resources.lost, *self._actions.abandoned.running):

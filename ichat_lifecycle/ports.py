@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import random
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -242,15 +242,8 @@ class Case:
 class Evidence(Protocol):
     """Keeps what can be seen of an engine before it is ended."""
 
-    async def save(
-        self, case: Case, pids: Sequence[int], lines: Mapping[str, Sequence[str]]
-    ) -> str | None:
+    async def save(self, case: Case) -> str | None:
         """Saves what can still be seen; bounded, and raises nothing but CancelledError.
-
-        Args:
-            case: what has happened.
-            pids: the engine's processes.
-            lines: the newest log lines of each child by its name.
 
         Returns:
             the path of the bundle, or None where nothing could be saved, which is logged.
@@ -276,6 +269,7 @@ class Ports:
     watchdog: Watchdog
     clock: Clock
     companions: tuple[Companion, ...] = ()
+    evidence: Evidence | None = None
     random: Callable[[], float] = random.random
 
 

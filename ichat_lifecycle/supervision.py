@@ -207,10 +207,13 @@ class Supervisor:
     async def _lose_engine(self, error: LifecycleError) -> None:
         """READY or DEGRADED without an engine: restart it if the budget allows, else end."""
         await self._degrade(Reason.of(error))
-        if self._life.server_lost or self._life.stop_asked or not self.restarts_left:
-            raise error
-        self._life.forget_fault()
+        ends = self._life.server_lost or self._life.stop_asked or not self.restarts_left
+        if not ends:
+            self._life.forget_fault()
         await self._life.cut()  # nobody waits longer for an engine that is lost
+        if ends:
+            raise error
+        await self._life.save_evidence(error)
         await self._back_off()
         await self._replace_engine()
         self._budget.spend(self._life.monotonic())

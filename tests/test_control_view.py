@@ -73,6 +73,7 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
         "seq": 1,
         "stop_asked": False,
         "stop_bound_s": life.settings.stop_bound,
+        "evidence": None,
         "last_verdict": None,
         "model": "demo",
         "pid": 42,

@@ -22,7 +22,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters import evidence, process_view
-from ichat_lifecycle.adapters.evidence import BUNDLES_KEPT, FILE_LIMIT, EvidenceFiles
+from ichat_lifecycle.adapters.evidence import (
+    BUNDLES_KEPT,
+    FILE_LIMIT,
+    EngineEvidence,
+    EvidenceFiles,
+)
 from ichat_lifecycle.adapters.process_view import find_py_spy, kernel_view, numbers
 from ichat_lifecycle.ports import Case, Evidence
 from ichat_lifecycle.redact import Secrets
@@ -67,8 +72,8 @@ def save(
 ) -> Path | None:
     """A bundle's path, or None."""
     files = EvidenceFiles(directory, **{"deadline_s": DEADLINE_S, "now": lambda: NOON, **more})
-    port: Evidence = files
-    path = asyncio.run(port.save(case, pids, lines or {}))
+    port: Evidence = EngineEvidence(files, lambda: pids, lambda: lines or {})
+    path = asyncio.run(port.save(case))
     return Path(path) if path else None
 
 

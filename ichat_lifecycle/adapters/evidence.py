@@ -69,8 +69,32 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+class EngineEvidence:
+    """The Evidence port, of one engine.
+
+    Args:
+        files: where it goes.
+        processes: gives the engine's processes of now.
+        lines: gives the newest log lines of each child by its name.
+    """
+
+    def __init__(
+        self,
+        files: EvidenceFiles,
+        processes: Callable[[], Sequence[int]],
+        lines: Callable[[], Mapping[str, Sequence[str]]],
+    ) -> None:
+        self._files = files
+        self._processes = processes
+        self._lines = lines
+
+    async def save(self, case: Case) -> str | None:
+        """See ports.Evidence."""
+        return await self._files.save(case, self._processes(), self._lines())
+
+
 class EvidenceFiles:
-    """The Evidence port, on disk: at most BUNDLES_KEPT bundles with files of 1 MB at most.
+    """Bundles on disk: at most BUNDLES_KEPT bundles with files of 1 MB at most.
 
     Args:
         directory: where the bundles go; see `default_directory`.
@@ -97,7 +121,10 @@ class EvidenceFiles:
     async def save(
         self, case: Case, pids: Sequence[int], lines: Mapping[str, Sequence[str]]
     ) -> str | None:
-        """See ports.Evidence. What a deadline cuts off stays with what had been written by then."""
+        """Saves a bundle of these processes and lines, and gives its path.
+
+        What a deadline cuts off stays with what had been written by then.
+        """
         bundle = _Bundle(self._scrub, time.monotonic() + self._deadline_s, self._py_spy)
         try:
             async with asyncio.timeout(self._deadline_s):

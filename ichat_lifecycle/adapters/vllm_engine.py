@@ -14,11 +14,12 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
 
+import psutil
 import structlog
 
 from ichat_lifecycle import causes
@@ -331,6 +332,18 @@ class VllmEngine:
 
     # --- what the lifecycle and operators ask
 
+    def processes(self) -> tuple[int, ...]:
+        """The pids of EngineCore and all that it has started."""
+        pids = set(self._children)
+        for pid in self._children:
+            with contextlib.suppress(psutil.Error):
+                pids |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
+        return tuple(sorted(pids))
+
+    def lines_by_child(self) -> Mapping[str, Sequence[str]]:
+        """The newest lines that each process of the engine has printed."""
+        return self._output.lines_by_child if self._output else {}
+
     def progress(self) -> Any:
         """vLLM's own counters and gauges that move while it works; see _MOVING."""
         values = _metrics(_MOVING)
@@ -367,7 +380,7 @@ class VllmEngine:
             "requests": {"running": running, "waiting": waiting},
             "sleeping": await self.is_sleeping(),
             "lora_adapters": self.loras(),
-            "processes": sorted(self._children),
+            "processes": list(self.processes()),
         }
 
 

@@ -89,6 +89,7 @@ def lifecycle_document(life: Life, identity: Identity) -> dict[str, Any]:
         "seq": snapshot.seq,
         "stop_asked": snapshot.stop_asked,
         "stop_bound_s": round(life.settings.stop_bound, 3),
+        "evidence": snapshot.evidence,
         "last_verdict": _verdict(snapshot.last_verdict),
         "model": identity.model,
         "pid": identity.pid,

@@ -10,6 +10,7 @@ from typing import Any
 
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.ports import (
+    Case,
     Fault,
     FaultReport,
     PhaseReport,
@@ -181,6 +182,7 @@ class FakeWorld:
             watchdog=FakeWatchdog(self, watchdog(self) if watchdog else None),
             clock=FakeClock(),
             companions=tuple(FakeCompanion(self, name) for name in companions),
+            evidence=FakeEvidence(self),
             random=lambda: 0.0,
         )
 
@@ -360,6 +362,15 @@ class FakeCompanion:
     async def stop(self) -> None:
         self.world.let_go(self.name)
         await self.world.play(f"{self.name}.stop")
+
+
+@dataclass
+class FakeEvidence:
+    world: FakeWorld
+
+    async def save(self, case: Case) -> str:
+        await self.world.play("evidence.save")
+        return f"/evidence/{case.code}"
 
 
 class FakeClock:

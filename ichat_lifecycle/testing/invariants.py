@@ -156,10 +156,11 @@ def ends_within_the_bound(life: Life) -> Iterator[str]:
     if began is not None and life.ended_s - began > bound:
         yield f"the stop of {began:g} s ended after {life.ended_s - began:g} s, bound {bound:g} s"
     start, cancel = life.settings.start, life.settings.stop.cancel
+    evidence = life.settings.health.evidence_timeout + cancel  # where the way up fails
     limits = {
-        State.BOUND: start.engine_timeout,
-        State.ENGINE_UP: start.serve_timeout,
-        State.SERVING: start.ready_timeout + start.bind_timeout + cancel,
+        State.BOUND: start.engine_timeout + evidence,
+        State.ENGINE_UP: start.serve_timeout + evidence,
+        State.SERVING: start.ready_timeout + start.bind_timeout + cancel + evidence,
         State.PARSED: start.arguments_timeout + 3 * start.bind_timeout + 3 * cancel,
     }
     entries = [(State.PARSED, 0.0), *((r.dest, r.mono_s) for r in life.lifecycle.journal)]

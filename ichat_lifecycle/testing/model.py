@@ -232,6 +232,8 @@ class Story:
 
     def _watch(self, at: Window) -> None:
         """What its verdicts will lead to, with the engine as it is."""
+        if self.ends:
+            return
         health = self.world.settings.health
         for name in _VERDICTS & self.due.keys():
             del self.due[name]
@@ -304,14 +306,24 @@ class Story:
         if self.budget_spent < restart.max:
             wait_s = restart.backoff * 2 ** (self.budget_spent - 1) if self.budget_spent else 0.0
             self.budget_spent += 1
-            self._release(_after(at, min(wait_s, restart.backoff_max)))
+            self._give_up_on_engine()
+            loss = _after(at, min(wait_s, restart.backoff_max))
+            self.due = {"to_be_replaced": _after(loss, self.world.takes_s["evidence.save"])}
         else:
             self._fail(code, at)
+            self._give_up_on_engine()
 
-    def _release(self, at: Window) -> None:
-        """The old engine goes; what still ran is cut."""
+    def _give_up_on_engine(self) -> None:
+        """Nobody waits for it any more: what still ran is cut."""
         self.doing, self.alive, self.frozen = "release", False, False
         self.in_flight.clear()
+
+    def _on_to_be_replaced(self, at: Window) -> None:
+        self._release(at)
+
+    def _release(self, at: Window) -> None:
+        """The old engine goes."""
+        self._give_up_on_engine()
         self.due = {"released": _after(at, self.world.takes_s["engine.release"])}
 
     def _on_released(self, at: Window) -> None:
@@ -451,6 +463,8 @@ class Story:
     def _die(self) -> None:
         self.alive, self.died_s = False, self.now
         self._go_on()
+        if self.ends:
+            return
         self.in_flight_at_death = tuple(self.in_flight)
         if self.state in IN_SERVICE:
             self._lose("engine_died", (self.now, self.now))
@@ -464,12 +478,17 @@ class Story:
     # --- the end
 
     def _fail(self, code: str, at: Window) -> None:
-        exit_code = {"model_name_taken": 69}.get(code, 75 if self.ever_ready else 70)
-        self._end(End(code, exit_code), at)
+        """Ends it, once what can be seen of the engine has been saved: there may be none to see."""
+        self.ends = self.ends or frozenset({End(code, 75 if self.ever_ready else 70)})
+        self.due = {"failed": (at[0], at[1] + self.world.takes_s["evidence.save"])}
 
-    def _end(self, end: End, at: Window) -> None:
+    def _on_failed(self, at: Window) -> None:
+        self._end(None, at)
+
+    def _end(self, end: End | None, at: Window) -> None:
         """The first cause survives: it is asked for once."""
-        self.state, self.doing, self.ends = State.STOPPING, None, frozenset({end})
+        self.state, self.doing = State.STOPPING, None
+        self.ends = self.ends or frozenset({end} if end else ())
         self.commands.clear()
         self.due = {}
         self._drain(at)
@@ -495,14 +514,20 @@ class Story:
             self.due["drained"] = self.now, self.due["drained"][1]
 
     def server_exits(self) -> list[Story]:
-        if self.state not in (State.PARSED, *OVER):
-            self._fail("server_exited", (self.now, self.now))
-            self._or_died()
+        if self.state in (State.PARSED, *OVER):
+            return [self]
+        serving = self.state in IN_SERVICE
+        self._degrade((self.now, self.now))
+        self._fail("server_exited", (self.now, self.now))
+        if serving:
+            self._give_up_on_engine()
+        if self.died_s == self.now:  # a restart would have mended that: is it the cause?
+            self.ends |= {End("engine_died", 75)}
         return [self]
 
     def gateway_refuses(self) -> list[Story]:
         if self.state not in OVER:
-            self._fail("model_name_taken", (self.now, self.now))
+            self._end(End("model_name_taken", 69), (self.now, self.now))
             self._or_died()
         return [self]
 

@@ -126,6 +126,7 @@ CALLS: Mapping[str, float] = {
     "engine.wake_up": 0.5,
     "engine.reset_prefix_cache": 0.0,
     "engine.describe": 0.0,
+    "evidence.save": 0.1,
     "server.drained": 0.0,
     "server.cut": 0.0,
     "watchdog.stop": 0.0,
