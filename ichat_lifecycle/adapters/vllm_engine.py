@@ -27,6 +27,7 @@ from ichat_lifecycle.adapters import engine_fork, load_progress
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all
+from ichat_lifecycle.adapters.engine_workers import DeathWatch, workers_of
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.bounds import watched
@@ -101,6 +102,7 @@ class VllmEngine:
         self._phase = ""
         self._children: dict[int, Any] = {}
         self._sentinels: list[int] = []
+        self._workers: DeathWatch | None = None
         self._died = False
         self._on_phase: PhaseReport = lambda phase, fraction: None
         self.client: Any = None
@@ -211,10 +213,23 @@ class VllmEngine:
     def _watch(self, on_fault: FaultReport) -> None:
         """Death is event-driven: a process's sentinel becomes readable when it ends."""
         loop = asyncio.get_running_loop()
-        for pid, process in self._children.items():
-            if process.name.startswith("EngineCore"):
-                loop.add_reader(process.sentinel, self._on_death, pid, process, on_fault)
-                self._sentinels.append(process.sentinel)
+        cores = {p: c for p, c in self._children.items() if c.name.startswith("EngineCore")}
+        for pid, process in cores.items():
+            loop.add_reader(process.sentinel, self._on_death, pid, process, on_fault)
+            self._sentinels.append(process.sentinel)
+        self._workers = DeathWatch(partial(self._on_worker_death, cores, on_fault))
+        self._workers.watch(workers_of(cores))
+
+    def _on_worker_death(
+        self, cores: Mapping[int, Any], on_fault: FaultReport, pid: int, name: str
+    ) -> None:
+        for core_pid, core in cores.items():
+            if not core.is_alive():  # it took its workers with it: its own end says more
+                self._on_death(core_pid, core, on_fault)
+                return
+        self._unwatch()
+        self._died = True
+        self._tell(f"{name} (pid {pid}), the engine's worker process, ended", None, on_fault)
 
     def _on_death(self, pid: int, process: Any, on_fault: FaultReport) -> None:
         self._unwatch()
@@ -229,11 +244,14 @@ class VllmEngine:
             asyncio.get_running_loop().call_later(_POLL_S, self._tell_death, *again)
             return
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        self._tell(f"{process.name} (pid {pid}) ended {how}", code, on_fault)
+
+    def _tell(self, message: str, code: int | None, on_fault: FaultReport) -> None:
         death = causes.death(code, self._output.lines if self._output else ())
         on_fault(
             Fault(
                 "engine_died",
-                f"{process.name} (pid {pid}) ended {how}",
+                message,
                 death.root_cause,
                 death.hint,
                 death.category,
@@ -244,22 +262,16 @@ class VllmEngine:
         """vLLM's API found its engine dead before the process's end was noticed."""
         if not self._died:
             self._died = True
-            death = causes.death(None, self._output.lines if self._output else ())
-            on_fault(
-                Fault(
-                    "engine_died",
-                    "vLLM reports that its engine is dead",
-                    death.root_cause,
-                    death.hint,
-                    death.category,
-                )
-            )
+            self._tell("vLLM reports that its engine is dead", None, on_fault)
 
     def _unwatch(self) -> None:
         loop = asyncio.get_running_loop()
         for sentinel in self._sentinels:
             loop.remove_reader(sentinel)
         self._sentinels.clear()
+        if self._workers is not None:
+            self._workers.stop()
+            self._workers = None
 
     # --- release
 
