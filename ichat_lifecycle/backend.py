@@ -39,6 +39,7 @@ from ichat_lifecycle.base_backend import LifecycleBackend
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
+from ichat_lifecycle.control.loop_watch import LoopWatch
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
@@ -113,6 +114,7 @@ class VLLMBackend(LifecycleBackend):
         if not self.options.defer_parsing:
             self._arguments.validate_now()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_watch = LoopWatch()
         self.secrets = Secrets()
         self.secrets.collect_environment(os.environ)
         self.secrets.add(self.options.control_token)
@@ -206,7 +208,11 @@ class VLLMBackend(LifecycleBackend):
     def _control_app(self) -> Any:
         desk = LoopDesk(self.lifecycle, self.engine, lambda: self._loop)
         return build_control_app(
-            self.lifecycle, self, token=self.options.control_token, engine=desk, read_only=False
+            self.lifecycle,
+            self,
+            token=self.options.control_token,
+            engine=desk,
+            loop=self._loop_watch.health,
         )
 
     async def _answer_own_route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,7 +223,11 @@ class VLLMBackend(LifecycleBackend):
         if self._own_app is None:
             desk = LoopDesk(self.lifecycle, self.engine, lambda: self._loop)
             self._own_app = build_control_app(
-                self.lifecycle, self, token=None, engine=desk, read_only=True
+                self.lifecycle,
+                self,
+                engine=desk,
+                read_only=True,
+                loop=self._loop_watch.health,
             )
         return self._own_app
 
@@ -340,7 +350,8 @@ class VLLMBackend(LifecycleBackend):
         """
         self._loop = asyncio.get_running_loop()
         try:
-            await super().run()
+            with self._loop_watch.watching():
+                await super().run()
         finally:
             self._loop = None
 

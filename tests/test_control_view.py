@@ -15,6 +15,7 @@ import pytest
 
 from ichat_lifecycle.config import Settings, Stop
 from ichat_lifecycle.control import view
+from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.journal import Journal, Progress, Reason, Snapshot, TransitionRecord
 from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, allowed
@@ -61,6 +62,7 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
         "for_s": 2.5,
         "ready": False,
         "reason": None,
+        "loop": {"lag_s": 0.0, "blocked": False},
         "allowed": ["start_engine", "stop"],
         "progress": {
             "phase": "loading_weights",
@@ -80,6 +82,19 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
         "vllm_version": "0.32.0",
         "arguments": {},
     }
+
+
+def test_a_blocked_loop_is_not_ready_whatever_the_state_says() -> None:
+    ready, blocked = in_state(State.READY), LoopHealth(7.5, True, "slow.py:3 in wait")
+    document = view.lifecycle_document(ready, FakeIdentity(), blocked)
+    assert (document["state"], document["ready"]) == ("READY", False)
+    assert document["loop"] == {"lag_s": 7.5, "blocked": True}
+    assert document["reason"]["code"] == "loop_blocked"
+    assert document["reason"]["root_cause"] == "slow.py:3 in wait"
+    status, body = view.probe_document(ready, "readyz", blocked)
+    assert (status, body["reason"]["code"]) == (503, "loop_blocked")
+    assert view.probe_document(ready, "livez", blocked)[0] == 200
+    assert view.probe_document(ready, "readyz", LoopHealth(2.9))[0] == 200
 
 
 def test_a_degraded_worker_tells_why_and_what_the_last_probe_showed() -> None:

@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ichat_lifecycle import __version__
+from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.control.view import (
     UNAVAILABLE,
     Identity,
@@ -112,6 +113,7 @@ def build_control_app(
     token: str | None = None,
     engine: EngineDesk | None = None,
     read_only: bool = False,
+    loop: Callable[[], LoopHealth] = LoopHealth,
 ) -> FastAPI:
     """The app with all routes.
 
@@ -119,6 +121,7 @@ def build_control_app(
         token: what POST routes ask for; None or empty (default): they answer 403.
         engine: None (default): no `/lifecycle/engine` and no POST routes.
         read_only: leaves out the POST routes and the OpenAPI pages; for the main port.
+        loop: how the worker's event loop is; by default it is well.
     """
     app = FastAPI(
         title="ichat_lifecycle control plane",
@@ -128,9 +131,9 @@ def build_control_app(
         redirect_slashes=False,
     )
     app.add_middleware(_BodyLimit)
-    known = _add_reads(app, _Reads(life, identity, engine), with_engine=engine is not None)
+    known = _add_reads(app, _Reads(life, identity, engine, loop), with_engine=engine is not None)
     if engine is not None and not read_only:
-        known += _add_commands(app, _Commands(life, identity, engine), _TokenGuard(token))
+        known += _add_commands(app, _Commands(life, identity, engine, loop), _TokenGuard(token))
     _add_error_handlers(app, tuple(known))
     return app
 
@@ -176,14 +179,21 @@ def _add_commands(app: FastAPI, commands: _Commands, guard: _TokenGuard) -> list
 class _Reads:
     """The routes that change nothing."""
 
-    def __init__(self, life: Life, identity: Identity, engine: EngineDesk | None) -> None:
+    def __init__(
+        self,
+        life: Life,
+        identity: Identity,
+        engine: EngineDesk | None,
+        loop: Callable[[], LoopHealth],
+    ) -> None:
         self._life = life
         self._identity = identity
         self._engine = engine
+        self._loop = loop
 
     async def lifecycle(self) -> Response:
         """Where the worker is in its life, since when, why, and what comes next."""
-        return _json(lifecycle_document(self._life, self._identity))
+        return _json(lifecycle_document(self._life, self._identity, self._loop()))
 
     async def history(self, after: Annotated[int, Query(ge=0)] = 0) -> Response:
         """The transitions so far; with `after`, those with a greater `seq`."""
@@ -202,7 +212,7 @@ class _Reads:
         return self._probe("startupz")
 
     def _probe(self, probe: Probe) -> Response:
-        status, body = probe_document(self._life, probe)
+        status, body = probe_document(self._life, probe, self._loop())
         return _json(body, status, _retry_after(self._life) if status == UNAVAILABLE else None)
 
     async def engine(self) -> Response:
@@ -228,10 +238,17 @@ class _Commands:
     still being sent would leave its rest to be read as the next one.
     """
 
-    def __init__(self, life: Life, identity: Identity, engine: EngineDesk) -> None:
+    def __init__(
+        self,
+        life: Life,
+        identity: Identity,
+        engine: EngineDesk,
+        loop: Callable[[], LoopHealth],
+    ) -> None:
         self._life = life
         self._identity = identity
         self._engine = engine
+        self._loop = loop
 
     async def stop(self, request: Request) -> Response:
         """Asks for a stop: graceful, or without a drain with the body `{"now": true}`.
@@ -268,7 +285,7 @@ class _Commands:
         return self._document()
 
     def _document(self, status: int = 200) -> Response:
-        return _json(lifecycle_document(self._life, self._identity), status)
+        return _json(lifecycle_document(self._life, self._identity, self._loop()), status)
 
 
 class _TokenGuard:

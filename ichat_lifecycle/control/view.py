@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from ichat_lifecycle.config import Settings
+from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.journal import Journal, Progress, Snapshot, verdict_as_dict
 from ichat_lifecycle.ports import Verdict
 from ichat_lifecycle.states import State
@@ -24,6 +25,8 @@ OK, UNAVAILABLE = 200, 503
 # What a client is told to wait when nobody knows better, and at most while a model loads.
 DEFAULT_RETRY_S = 5
 LONGEST_RETRY_S = 30
+
+TURNING = LoopHealth()
 
 STARTING = (State.PARSED, State.BOUND, State.ENGINE_UP, State.SERVING)
 
@@ -73,15 +76,18 @@ class Identity(Protocol):
         ...
 
 
-def lifecycle_document(life: Life, identity: Identity) -> dict[str, Any]:
+def lifecycle_document(
+    life: Life, identity: Identity, loop: LoopHealth = TURNING
+) -> dict[str, Any]:
     """The body of `GET /lifecycle`: where the worker is, since when, why, and what comes next."""
     now, snapshot = life.monotonic(), life.snapshot
     return {
         "state": snapshot.state.value,
         "since": snapshot.since.isoformat(),
         "for_s": _elapsed(snapshot.since_mono_s, now),
-        "ready": snapshot.ready,
-        "reason": _reason(snapshot),
+        "ready": snapshot.ready and not loop.blocked,
+        "reason": _reason(snapshot, loop),
+        "loop": {"lag_s": loop.lag_s, "blocked": loop.blocked},
         "allowed": [trigger.value for trigger in snapshot.allowed],
         "progress": _progress(snapshot.progress, now),
         "in_flight": identity.in_flight,
@@ -107,23 +113,25 @@ def history_document(life: Life, after: int = 0) -> dict[str, Any]:
     }
 
 
-def probe_document(life: Life, probe: Probe) -> tuple[int, dict[str, Any]]:
+def probe_document(
+    life: Life, probe: Probe, loop: LoopHealth = TURNING
+) -> tuple[int, dict[str, Any]]:
     """Status and body of a Kubernetes probe.
 
     `livez` fails only once the worker is STOPPED: one that loads or is DEGRADED is alive, and to
-    restart it would make things worse. `readyz` passes only in READY. `startupz` passes from the
-    first READY on.
+    restart it would make things worse. `readyz` passes only in READY, and not while the event loop
+    is blocked: nothing is served then. `startupz` passes from the first READY on.
     """
     snapshot = life.snapshot
     passed = {
         "livez": snapshot.state is not State.STOPPED,
-        "readyz": snapshot.ready,
+        "readyz": snapshot.ready and not loop.blocked,
         "startupz": snapshot.ever_ready,
     }[probe]
     body = {
         "status": "ok" if passed else "unavailable",
         "state": snapshot.state.value,
-        "reason": _reason(snapshot),
+        "reason": _reason(snapshot, loop),
     }
     return (OK if passed else UNAVAILABLE), body
 
@@ -178,8 +186,10 @@ def _elapsed(began_s: float, now_s: float) -> float:
     return round(max(0.0, now_s - began_s), 3)
 
 
-def _reason(snapshot: Snapshot) -> dict[str, Any] | None:
-    return snapshot.reason.as_dict() if snapshot.reason is not None else None
+def _reason(snapshot: Snapshot, loop: LoopHealth) -> dict[str, Any] | None:
+    # A blocked loop first: while it lasts, the snapshot's own reason is of before.
+    reason = loop.reason or snapshot.reason
+    return reason.as_dict() if reason is not None else None
 
 
 def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
