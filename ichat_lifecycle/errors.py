@@ -5,6 +5,7 @@ Exit codes are those of the README ("Exit codes"); 66 to 75 are sysexits.h's.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import sys
 from typing import TextIO
@@ -149,5 +150,7 @@ def report(error: BaseException, stream: TextIO | None = None) -> int:
     else:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         code = ExitCode.ENGINE_START_FAILED
-    print(f"ichat-lifecycle: error: {text}", file=stream or sys.stderr, flush=True)
+    # Where it cannot be said (a full disk, a closed pipe), the exit code still tells.
+    with contextlib.suppress(OSError, ValueError):
+        print(f"ichat-lifecycle: error: {text}", file=stream or sys.stderr, flush=True)
     return int(code)
