@@ -515,13 +515,18 @@ class Lifecycle:
         end.result()
         return cancelled
 
+    async def _save_last_evidence(self, cause: BaseException) -> None:
+        if ENGINE in self.resources.names and self.state is not State.READY:
+            self.forget_fault()  # it is the cause by now, and must not interrupt this
+            with contextlib.suppress(Interrupted):
+                await self.save_evidence(cause)
+
     async def _end(self) -> None:
         if self._cause is not None:
             self.reason = Reason.of(self._cause)
-            self.forget_fault()
-            if ENGINE in self.resources.names and self.state is not State.READY:
-                with contextlib.suppress(Interrupted):
-                    await self.save_evidence(self._cause)
+            # For those who read the log: the last line is for people, and comes after its end.
+            log.error("life_failed", **self.reason.as_dict())
+            await self._save_last_evidence(self._cause)
         await self.fire(Trigger.STOP)
         await self._actions.abandoned.wait(self.settings.stop.leftovers)
         if left := (*self.resources.lost, *self._actions.abandoned.running):

@@ -1060,6 +1060,14 @@ def test_an_error_nobody_has_words_for_is_logged_with_its_trace(cause: Exception
     assert told == (["unexpected_error"] if isinstance(cause, OSError) else [])
 
 
+def test_a_failed_life_is_told_as_an_event_with_its_cause_and_hint() -> None:
+    cause = StartError("no", code="no_memory", hint="less", root_cause="oom")
+    with structlog.testing.capture_logs() as logs:
+        live(nothing, engine_start=Outcome(0, cause))
+    told = [event for event in logs if event["event"] == "life_failed"]
+    assert [(t["code"], t["root_cause"], t["hint"]) for t in told] == [("no_memory", "oom", "less")]
+
+
 def test_a_stop_that_was_asked_for_is_seen_before_it_begins() -> None:
     seen: list[tuple[State, bool]] = []
 
