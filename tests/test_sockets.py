@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import structlog
 
 from ichat_lifecycle.adapters import sockets
 from ichat_lifecycle.adapters.sockets import (
@@ -428,10 +429,31 @@ def test_the_limit_is_raised_as_far_as_allowed(
 # The port -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("limit", "warnings"), [(64, 1), (1024, 0), (resource.RLIM_INFINITY, 0)])
+def test_too_few_open_files_are_warned_about(
+    monkeypatch: pytest.MonkeyPatch, limit: int, warnings: int
+) -> None:
+    monkeypatch.setattr(sockets, "raise_nofile_limit", lambda: limit)
+    binder = SocketBinder(lambda: Address("127.0.0.1", 0))
+
+    async def life() -> None:
+        await binder.bind()
+        await binder.release()
+
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(life())
+    assert [entry["event"] for entry in logs] == ["few_open_files_allowed"] * warnings
+
+
 def test_the_binder_knows_the_real_port_and_releases_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Port 0 is resolved, TLS is carried over, the limit is raised, the release frees the port."""
     raised: list[bool] = []
-    monkeypatch.setattr(sockets, "raise_nofile_limit", lambda: raised.append(True))
+
+    def raise_limit() -> int:
+        raised.append(True)
+        return 65535
+
+    monkeypatch.setattr(sockets, "raise_nofile_limit", raise_limit)
     binder = SocketBinder(lambda: Address("127.0.0.1", 0, tls=True))
 
     async def life() -> None:

@@ -22,6 +22,7 @@ from ichat_lifecycle.ports import Address
 BACKLOG = 2048  # connections that wait to be accepted, as Uvicorn has it
 UDS_PATH_MAX = 107  # bytes: sun_path of sockaddr_un has 108, the last one is NUL
 UDS_CONNECT_TIMEOUT_S = 1.0
+FEW_FILES = 1024  # below it, clients are likely to be turned away
 _ANY = ("0.0.0.0", "::")
 
 
@@ -223,6 +224,18 @@ def raise_nofile_limit(target: int = 65535) -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def _warn_of_few_files(limit: int) -> None:
+    """Each connection takes one, and the engine some fifty."""
+    if limit != resource.RLIM_INFINITY and limit < FEW_FILES:
+        import structlog  # not at the top: the checks before the start need none
+
+        structlog.get_logger("ichat_lifecycle").warning(
+            "few_open_files_allowed",
+            limit=limit,
+            hint=f"raise the hard limit on open files (ulimit -n) to {FEW_FILES} or more",
+        )
+
+
 # The port -----------------------------------------------------------------------------------------
 
 
@@ -246,7 +259,7 @@ class SocketBinder:
     async def bind(self) -> socket.socket:
         """Raises AddressError when the address is taken or not allowed."""
         address = self._address()
-        raise_nofile_limit()
+        _warn_of_few_files(raise_nofile_limit())
         host = "" if address.uds else await _numeric(address.host)
         # No await from here on: a cancelled bind leaves either nothing or a socket to release.
         self._sock = listening_socket(host, address.port, address.uds)
