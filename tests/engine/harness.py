@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,91 @@ def living_in(directory: Path) -> list[psutil.Process]:
     return found
 
 
-class Worker:
-    """One `ichat-lifecycle serve` process."""
+class Server:
+    """One server process in a directory of its own, which is also where its temporary files go."""
 
-    def __init__(self, arguments: list[str], **environment: str) -> None:
+    stdout_in_log = False
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        prefix: Sequence[str] = (),
+        stderr: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp()).resolve()
+        self.temporary = self.directory / "tmp"
+        self.temporary.mkdir()
+        self.log = self.directory / "log"
+        self.log.touch()
+        self.began = time.monotonic()
+        own = {"TMPDIR": str(self.temporary), **ENGINE_ENVIRONMENT, **(environment or {})}
+        with (stderr or self.log).open("w") as log:
+            self.process = subprocess.Popen(
+                [*prefix, *command],
+                cwd=self.directory,
+                env={**os.environ, **own},
+                stdin=subprocess.DEVNULL,
+                stdout=log if self.stdout_in_log else subprocess.DEVNULL,
+                stderr=log,
+                process_group=0,  # Ctrl-C in a test is for all of it, and for nothing else
+            )
+
+    def engine_pids(self, name: str) -> list[psutil.Process]:
+        """The engine's processes by the title that vLLM gives them."""
+        found = []
+        for process in living_in(self.directory):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """The exit code; no process of it may be left."""
+        code = self.process.wait(timeout_s)
+        wait_for(lambda: not living_in(self.directory), "no process is left", 5)
+        return code
+
+    def destroy(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        # The guardian and the resource tracker first do their work: else shared memory stays.
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not living_in(self.directory), "no process is left", 10)
+        for process in living_in(self.directory):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Worker(Server):
+    """One `ichat-lifecycle serve` process.
+
+    Args:
+        arguments: added to those that every worker has here; the last one of a kind counts.
+        prefix: a command that runs the worker's.
+        stderr: where its log goes instead of `log`.
+        environment: added to the common one.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        prefix: Sequence[str] = (),
+        stderr: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.port, self.control_port = free_port(), free_port()
         self.main = f"http://127.0.0.1:{self.port}"
         self.control = f"http://127.0.0.1:{self.control_port}"
-        self.log = self.directory / "log"
         command = [
             *(sys.executable, "-m", "ichat_lifecycle", "serve"),
             *("--host", "127.0.0.1", "--port", str(self.port)),
@@ -79,21 +155,18 @@ class Worker:
             *ENGINE_FLAGS,
             *arguments,
         ]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.directory,
-                env={**os.environ, **ENGINE_ENVIRONMENT, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                process_group=0,  # Ctrl-C in a test is for all of it, and for nothing else
-            )
+        # One client, and no TLS to set up: who asks all the time must not slow down who answers.
+        self._client = httpx.Client(base_url=self.control, timeout=20, verify=False)
+        super().__init__(command, prefix=prefix, stderr=stderr, environment=environment)
+
+    def destroy(self) -> None:
+        self._client.close()
+        super().destroy()
 
     # --- looking
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.control + path, timeout=20)
+        return self._client.get(path)
 
     def state(self) -> str | None:
         """The state, or None while the control plane does not answer."""
@@ -116,39 +189,11 @@ class Worker:
 
         wait_for(reached, f"state {state}, is {self.state()}", timeout_s)
 
-    def engine_pids(self, name: str) -> list[psutil.Process]:
-        """The engine's processes by the title that vLLM gives them."""
-        return [p for p in living_in(self.directory) if name in " ".join(p.cmdline())]
-
-    def tail(self, lines: int = 40) -> str:
-        return "\n".join(self.log.read_text().splitlines()[-lines:])
-
-    # --- acting
-
-    def signal(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        """The exit code; no process of it may be left."""
-        code = self.process.wait(timeout_s)
-        wait_for(lambda: not living_in(self.directory), "no process is left", 5)
-        return code
-
-    def destroy(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        # The guardian and the resource tracker first do their work: else shared memory stays.
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda: not living_in(self.directory), "no process is left", 10)
-        for process in living_in(self.directory):
-            process.kill()
-        shutil.rmtree(self.directory)
-
 
 @contextmanager
 def worker(*arguments: str, **environment: str) -> Iterator[Worker]:
     """A worker that is gone at the end, whatever the test did."""
-    started = Worker(list(arguments), **environment)
+    started = Worker(arguments, environment=environment)
     try:
         yield started
     except BaseException:
