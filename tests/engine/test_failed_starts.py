@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -40,39 +39,3 @@ def test_what_vllms_own_validation_refuses_is_a_bad_argument(model: str) -> None
     code, line = end_of("--model-path", model, "--enable-auto-tool-choice")
     assert code == 2
     assert "--tool-call-parser" in line
-
-
-def test_a_taken_port_is_told_in_one_line_before_vllm_is_imported(model: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        with worker("--model-path", model, "--port", port) as started:
-            assert started.wait() == 69
-            lines = started.log.read_text().splitlines()
-    assert len(lines) == 1
-    assert port in lines[0]
-
-
-def test_a_missing_model_is_told_in_one_line_before_vllm_is_imported() -> None:
-    with worker("--model-path", "/no/such/model") as started:
-        assert started.wait() == 66
-        lines = started.log.read_text().splitlines()
-    assert len(lines) == 1
-    assert "/no/such/model" in lines[0]
-
-
-def test_not_enough_memory_is_71_with_the_engines_own_cause(model: str) -> None:
-    code, line = end_of("--model-path", model, VLLM_CPU_KVCACHE_SPACE="100000")
-    assert code == 71
-    assert "memory" in line.lower()
-    assert "See root cause above" not in line
-    assert "hint:" in line
-
-
-def test_corrupt_weights_are_told_with_their_cause(model: str, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(model, broken)
-    (broken / "model.safetensors").write_bytes(b"no tensors here")
-    code, line = end_of("--model-path", str(broken))
-    assert code in (66, 70)
-    assert "See root cause above" not in line
-    assert "cause:" in line

@@ -1,71 +1,17 @@
-"""SIGTERM and Ctrl-C at any moment of a start: exit code 0, and no process left."""
+"""Ctrl-C in a terminal in the middle of a start: exit code 0, and no process left."""
 
 from __future__ import annotations
 
 import os
 import pty
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
-from harness import ENGINE_ENVIRONMENT, ENGINE_FLAGS, Worker, free_port, living_in, wait_for, worker
+from harness import ENGINE_ENVIRONMENT, ENGINE_FLAGS, free_port, living_in, wait_for
 
 pytestmark = pytest.mark.engine
-
-
-def engine_process_is_there(started: Worker) -> bool:
-    return bool(started.engine_pids("EngineCore"))
-
-
-def worker_process_is_there(started: Worker) -> bool:
-    return len(started.engine_pids("multiprocessing.spawn")) > 0
-
-
-MOMENTS: dict[str, Callable[[Worker], bool]] = {
-    "importing vLLM": lambda started: started.phase() == "importing",
-    "EngineCore starting": engine_process_is_there,
-    "its worker starting": worker_process_is_there,
-    "building the app": lambda started: started.state() in ("ENGINE_UP", "SERVING", "READY"),
-}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_sigterm_at_any_moment_of_a_start_is_a_clean_end(model: str, moment: str) -> None:
-    with worker("--model-path", model) as started:
-        wait_for(lambda: MOMENTS[moment](started), moment)
-        started.signal()
-        assert started.wait() == 0
-
-
-def test_a_second_signal_ends_it_at_once(model: str) -> None:
-    with worker("--model-path", model) as started:
-        wait_for(lambda: worker_process_is_there(started), "an engine process")
-        started.signal()
-        started.signal(signal.SIGINT)
-        assert started.wait() == 0
-
-
-def test_ctrl_c_lets_a_spawned_engine_finish_what_runs(model: str) -> None:
-    """It goes to the whole process group, and a spawned EngineCore shares ours."""
-    with worker(
-        *("--model-path", model, "--served-model-name", "demo"),
-        VLLM_WORKER_MULTIPROC_METHOD="spawn",
-    ) as serving:
-        serving.wait_for_state("READY")
-        group = serving.process.pid
-        assert os.getpgid(serving.engine_pids("EngineCore")[0].pid) == group
-        body = {"model": "demo", "prompt": "Hello", "max_tokens": 300, "ignore_eos": True}
-        url = serving.main + "/v1/completions"
-        with httpx.stream("POST", url, json={**body, "stream": True}, timeout=60) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            os.killpg(group, signal.SIGINT)
-            assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert serving.wait() == 0
 
 
 def test_ctrl_c_in_a_terminal_ends_a_load_that_is_shown_live(model: str, tmp_path: Path) -> None:
