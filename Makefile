@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 PORT ?= 8000
 MINUTES ?= 1
+FAULTS ?=
 
 TORCH := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -60,7 +61,7 @@ endef
 $(DEMO)/config.json: | .venv/.stamp-setup
 	@.venv/bin/ichat-lifecycle demo-model $(DEMO)
 
-.PHONY: setup serve test test-fast test-matrix fuzz mutants lint types bench docs clean help
+.PHONY: setup serve test test-fast test-matrix faults fuzz mutants lint types bench docs clean help
 
 setup: .venv/.stamp-setup ## make .venv with vLLM for CPU and the development tools
 
@@ -83,6 +84,9 @@ test-matrix: setup $(MATRIX_STAMPS) ## the smoke test against each supported vLL
 	  .venv-matrix-$$version/bin/pytest tests/engine/test_smoke.py -m engine || exit; \
 	done
 	@.venv/bin/pytest -m matrix
+
+faults: setup ## the fault matrix, ours beside `vllm serve` (FAULTS="--rows 1,3 --times 10")
+	@cd tests/engine && ../../.venv/bin/python -m faults $(FAULTS)
 
 fuzz: $(LIGHT)/.stamp-setup ## draw lives until one breaks an invariant (MINUTES=1)
 	@$(LIGHT)/bin/python -m ichat_lifecycle.testing.fuzz --minutes $(MINUTES)
