@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ichat_lifecycle.adapters import engine_workers
 from ichat_lifecycle.adapters.engine_workers import DeathWatch, workers_of
 
 # Starts two children, with these titles, prints their pids, and waits.
@@ -91,6 +90,6 @@ def test_without_pidfds_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int) -> int:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(engine_workers.os, "pidfd_open", refuse)
+    monkeypatch.setattr(os, "pidfd_open", refuse)
     with family() as (parent, worker, _):
         assert deaths_of(workers_of([parent]), worker) == []
