@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from harness import Worker
 
 from .lab import QUICK_TO_GIVE_UP, SEQUENCES, Lab, process_of
@@ -108,7 +110,8 @@ def _stopped(server: Worker, which: str, variant: str, idle: bool) -> Measured:
             else:
                 _claim_exit_75(measured, server, began, shared)
         finally:
-            if process.is_running():  # what was given up has been killed; this was not
+            # What was given up has been killed meanwhile; what was not goes on.
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGCONT)
     _claim_evidence(measured, told.documents)
     return measured
