@@ -36,7 +36,8 @@ from ichat_lifecycle.ports import Fault, FaultReport, PhaseReport
 log = structlog.get_logger("ichat_lifecycle.engine")
 
 _POLL_S = 0.02
-_EXIT_CODE_TRIES = 10  # times _POLL_S
+# READY ends only after them, and nobody may be routed to a dead engine for the sake of a number.
+_EXIT_CODE_TRIES, _EXIT_CODE_POLL_S = 12, 0.005
 _SWEEP_AFTER_S = 0.5  # what has not ended by then is an orphan already: its EngineCore is gone
 
 # What a line of the engine's log says of the phase it is in.
@@ -241,10 +242,9 @@ class VllmEngine:
         if code is None and tries:
             # vLLM's own monitor, in a thread, is just reaping it: the code is there in a moment.
             again = (pid, process, on_fault, tries - 1)
-            asyncio.get_running_loop().call_later(_POLL_S, self._tell_death, *again)
+            asyncio.get_running_loop().call_later(_EXIT_CODE_POLL_S, self._tell_death, *again)
             return
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        self._tell(f"{process.name} (pid {pid}) ended {how}", code, on_fault)
+        self._tell(f"{process.name} (pid {pid}) ended{_how(code)}", code, on_fault)
 
     def _tell(self, message: str, code: int | None, on_fault: FaultReport) -> None:
         death = causes.death(code, self._output.lines if self._output else ())
@@ -395,6 +395,12 @@ class VllmEngine:
             "lora_adapters": self.loras(),
             "processes": list(self.processes()),
         }
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return ""
+    return f" by signal {-code}" if code < 0 else f" with exit code {code}"
 
 
 def _start_resource_tracker() -> None:
