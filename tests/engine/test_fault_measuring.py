@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.matrix import ROWS
 from faults.measure import (
     COMPLETE,
     CUT,
@@ -126,3 +129,9 @@ def test_only_limits_are_stretched_on_a_slow_machine() -> None:
         "wrong (seen: 42)",
     ]
     assert measured.failed(2.0) == ["hung within 1 s (seen: None)", "wrong (seen: 42)"]
+
+
+def test_the_readme_has_every_fault() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    told = [int(number) for number in re.findall(r"^\| (\d+)\. \|", readme, re.MULTILINE)]
+    assert told == sorted(row.number for row in ROWS)
