@@ -296,3 +296,29 @@ def test_loggers_that_a_dictconfig_switched_off_speak_again() -> None:
     assert not ours.disabled
     assert theirs.disabled
     theirs.disabled = False
+
+
+class FullDisk(Stream):
+    """Takes nothing."""
+
+    def write(self, text: str, /) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_what_cannot_be_written_is_dropped_without_a_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A report on stderr would be logged again while an engine starts, and so on without end."""
+    logs.configure(FullDisk(), as_json=True, scrub=str, level="info")
+    structlog.get_logger("ichat_lifecycle").info("something")
+    logs.log_engine_line("INFO 11-22 16:00:00 [core.py:110] from the engine")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_another_failure_of_logging_is_still_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(text: str) -> str:
+        raise TypeError("a bug of ours")
+
+    logs.configure(Stream(), as_json=True, scrub=broken, level="info")
+    structlog.get_logger("ichat_lifecycle").info("something")
+    assert "a bug of ours" in capsys.readouterr().err

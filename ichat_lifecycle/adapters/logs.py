@@ -72,7 +72,7 @@ def configure(stream: Writable, *, as_json: bool, scrub: Callable[[str], str], l
             *_renderers(as_json, colors=stream.isatty()),
         ],
     )
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -88,6 +88,17 @@ def _renderers(as_json: bool, colors: bool) -> list[Any]:
     if as_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     return [structlog.dev.ConsoleRenderer(colors=colors)]
+
+
+class _Handler(logging.StreamHandler[Writable]):
+    """Drops a record that cannot be written, because the disk is full for example."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        # Not the standard report on stderr: while an engine starts, that leads into the pipe whose
+        # lines are logged here. Each failure would bring the next, until the pipe is full and its
+        # reader waits for itself.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
