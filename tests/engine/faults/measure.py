@@ -314,6 +314,18 @@ def exit_of(server: Server, since: float, timeout_s: float) -> tuple[float | Non
     return time.monotonic() - since, server.process.returncode
 
 
+def wait_alive(server: Server, condition: Callable[[], Any], what: str) -> None:
+    """Waits for it; a server that ends before it is told at once."""
+
+    def reached() -> bool:
+        if condition():
+            return True
+        assert server.process.poll() is None, f"ended before {what}: {last_line(server)}"
+        return False
+
+    wait_for(reached, what)
+
+
 def last_line(server: Server) -> str:
     lines = server.log.read_text(errors="replace").splitlines()
     return lines[-1] if lines else ""

@@ -23,6 +23,7 @@ from .measure import (
     exit_of,
     last_line,
     shared_memory_of,
+    wait_alive,
 )
 
 QUICK_S = 2.0
@@ -83,7 +84,7 @@ def no_memory(lab: Lab) -> Measured:
     """More memory is asked for than there is."""
     measured = Measured()
     with lab.own(environment={"VLLM_CPU_KVCACHE_SPACE": "100000"}) as server:
-        wait_for(server.state, "the control plane answers")
+        wait_alive(server, server.state, "the control plane answers")
         with control_poller(server, "/lifecycle", 0.01) as told:
             line = _ends(measured, server, (71,), START_TIMEOUT_S)
         _claim_cause(measured, line, server.log.read_text())
@@ -153,7 +154,7 @@ def stalled(lab: Lab, variant: str) -> Measured:
     """EngineCore is stopped during the load: for ever, or again and again so that it is slow."""
     measured = Measured()
     with lab.own(*STALLS) as server:
-        _wait_for_core(server)
+        wait_alive(server, lambda: server.engine_pids("EngineCore"), "EngineCore")
         shared = shared_memory_of(server)
         began = time.monotonic()
         core = core_of(server)
@@ -175,14 +176,6 @@ def stalled(lab: Lab, variant: str) -> Measured:
         measured.claim("and the cause", "cause: " in line or "hint: " in line, line)
         claim_nothing_left(measured, server, shared)
     return measured
-
-
-def _wait_for_core(server: Worker) -> None:
-    def there() -> bool:
-        assert server.process.poll() is None, server.tail(3)
-        return bool(server.engine_pids("EngineCore"))
-
-    wait_for(there, "EngineCore")
 
 
 def _slow_down(server: Worker) -> None:

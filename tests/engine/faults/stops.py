@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from harness import Worker, wait_for
+from harness import Worker
 
 from .lab import Lab, python_path
 from .measure import (
@@ -26,6 +26,7 @@ from .measure import (
     not_200,
     outcomes,
     shared_memory_of,
+    wait_alive,
 )
 
 SLOWER_AT_MOST = 1.5
@@ -172,7 +173,7 @@ def during_start(lab: Lab, moment: str) -> Measured:
     """SIGTERM at a moment of a start."""
     measured = Measured()
     with lab.own(*LONG_WARM_UP) as server:
-        wait_for(lambda: MOMENTS[moment](server), moment)
+        wait_alive(server, lambda: MOMENTS[moment](server), moment)
         shared = shared_memory_of(server)
         began = time.monotonic()
         server.signal()
@@ -190,7 +191,7 @@ def killed_ourselves(lab: Lab, moment: str) -> Measured:
         if moment == "READY":
             server.wait_for_state("READY")
         else:
-            wait_for(lambda: len(_engine(server)) > 1, "the engine's processes")
+            wait_alive(server, lambda: len(_engine(server)) > 1, "the engine's processes")
         shared = shared_memory_of(server)
         measured.number("engine processes", len(_engine(server)))
         measured.number("shared memory", len(shared))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx
 import psutil
-from harness import START_TIMEOUT_S, living_in, wait_for
+from harness import START_TIMEOUT_S, living_in
 
 from .lab import Lab, VllmServe, process_of
-from .measure import Poller, Streams, ask, exit_of, last_line, not_200, outcomes
+from .measure import Poller, Streams, ask, exit_of, last_line, not_200, outcomes, wait_alive
 from .starts import BREAKS
 
 # How long a fault that it never notices is waited for, and a stop that does not end.
@@ -119,7 +119,7 @@ def second_signal(lab: Lab) -> str:
 
 def during_start(lab: Lab) -> str:
     with lab.vllm_serve() as server:
-        wait_for(lambda: server.engine_pids("EngineCore"), "EngineCore")
+        wait_alive(server, lambda: server.engine_pids("EngineCore"), "EngineCore")
         began = time.monotonic()
         server.signal()
         took, code = exit_of(server, began, STOP_S)
@@ -188,7 +188,7 @@ def broken_model(lab: Lab, variant: str, directory: Path) -> str:
 
 def stalled(lab: Lab) -> str:
     with lab.vllm_serve() as server:
-        wait_for(lambda: server.engine_pids("EngineCore"), "EngineCore")
+        wait_alive(server, lambda: server.engine_pids("EngineCore"), "EngineCore")
         began = time.monotonic()
         process_of(server, "EngineCore").send_signal(signal.SIGSTOP)
         took, code = exit_of(server, began, STOP_S)
