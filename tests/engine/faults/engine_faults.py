@@ -96,7 +96,9 @@ def _stopped(server: Worker, which: str, variant: str, idle: bool) -> Measured:
             measured.within("/readyz 503", noticed, limit_s)
             if noticed is None:
                 return measured
-            measured.number("state", told.documents[-1]["state"])
+            state = server.state()
+            measured.number("state", state)
+            measured.claim("DEGRADED", state == "DEGRADED", state)
             _claim_refused(measured, server)
             if not idle:
                 ended = streams.ended(HUNG_END_S)
