@@ -235,11 +235,14 @@ def loop_blocked(lab: Lab, directory: Path) -> Measured:
     with lab.own_ready(*flags, environment=python_path(directory)) as server:
         shared = shared_memory_of(server)
         bound_s = server.get("/lifecycle").json()["stop_bound_s"]
-        with control_poller(server) as poller, control_poller(server, "/lifecycle", 0.05) as told:
+        with control_poller(server) as poller:
             began = time.monotonic()
             _send_and_leave(server, "/v1/block")
             measured.within("/readyz 503", poller.wait_first(is_503, began, NOTICED_S), NOTICED_S)
-            measured.claim("/lifecycle says loop_blocked", _says_blocked(told.documents[-1]))
+            document = server.get("/lifecycle").json()
+            where = (document["reason"] or {}).get("root_cause")
+            measured.claim("/lifecycle says loop_blocked", _says_blocked(document), document)
+            measured.claim("and where", "blocking_middleware.py" in str(where), where)
             measured.number("worst /readyz", max(poller.waits_s))
             measured.claim(
                 "the control plane always answers", all(s is not None for _, s in poller.answers)
