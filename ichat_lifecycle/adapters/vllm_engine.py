@@ -311,13 +311,12 @@ class VllmEngine:
                 self.client = await asyncio.wait_for(self._loading.result(), 0.2)
 
     def kill(self) -> None:
-        """SIGKILL to every process of the engine, whose socket files then have no other end."""
+        """SIGKILL to every process of the engine."""
         groups = self._output.process_groups if self._output else frozenset()
         pids = set(self._children)
         if self._loading is not None and self._loading.running:
             pids |= {p for p, c in children_now().items() if c.name.startswith("EngineCore")}
         kill_all(groups, pids)
-        self._sockets.remove()
 
     async def _gone(self) -> None:
         """Waits until no process of the engine is left; the caller bounds it.
