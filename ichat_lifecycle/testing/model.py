@@ -112,7 +112,9 @@ class Story:
     # Moments at which something more is open: what came at once with something else.
     begun_s: float | None = None
     died_s: float | None = None
-    in_flight_at_death: tuple[float, ...] = ()
+    cut_s: float | None = None
+    in_flight_before_cut: tuple[float, ...] = ()
+    frozen_before_cut: bool = False
     thawed_s: float | None = None
     cancelled_s: float | None = None
 
@@ -315,6 +317,8 @@ class Story:
 
     def _give_up_on_engine(self) -> None:
         """Nobody waits for it any more: what still ran is cut."""
+        self.cut_s, self.frozen_before_cut = self.now, self.frozen
+        self.in_flight_before_cut = tuple(self.in_flight)
         self.doing, self.alive, self.frozen = "release", False, False
         self.in_flight.clear()
 
@@ -443,10 +447,9 @@ class Story:
         self._drain_again()
 
     def engine_falls_asleep(self) -> list[Story]:
-        if self.alive or self.state is State.BOUND:
-            self.asleep = True
-            if self.state in IN_SERVICE and not self.frozen:
-                self._watch((self.now, self.now))
+        self.asleep = True  # until there is another one
+        if self.alive and self.state in IN_SERVICE and not self.frozen:
+            self._watch((self.now, self.now))
         return [self]
 
     def engine_dies(self) -> list[Story]:
@@ -465,7 +468,6 @@ class Story:
         self._go_on()
         if self.ends:
             return
-        self.in_flight_at_death = tuple(self.in_flight)
         if self.state in IN_SERVICE:
             self._lose("engine_died", (self.now, self.now))
         elif self.state is not State.STOPPING:
@@ -503,13 +505,15 @@ class Story:
         self.due = {"ended": (self.now, min(latest, self.now + ABOUT_A_SECOND_S))}
 
     def _or_died(self) -> None:
-        """A death of the same moment that a restart would have mended may count as the cause.
-
-        Whether the restart had already begun, and cut what ran, is open as well.
-        """
+        """A death of the same moment that a restart would have mended may count as the cause."""
         if self.died_s == self.now:
             self.ends |= {End("engine_died", 75)}
-            self.in_flight = list(self.in_flight_at_death)
+
+    def _end_at_once(self, end: End) -> None:
+        """Whether a loss of the same moment had already led to a cut is open."""
+        self._end(end, (self.now, self.now))
+        if self.cut_s == self.now:
+            self.in_flight, self.frozen = list(self.in_flight_before_cut), self.frozen_before_cut
             self._drain((self.now, self.now))
             self.due["drained"] = self.now, self.due["drained"][1]
 
@@ -521,19 +525,18 @@ class Story:
         self._fail("server_exited", (self.now, self.now))
         if serving:
             self._give_up_on_engine()
-        if self.died_s == self.now:  # a restart would have mended that: is it the cause?
-            self.ends |= {End("engine_died", 75)}
+        self._or_died()
         return [self]
 
     def gateway_refuses(self) -> list[Story]:
         if self.state not in OVER:
-            self._end(End("model_name_taken", 69), (self.now, self.now))
+            self._end_at_once(End("model_name_taken", 69))
             self._or_died()
         return [self]
 
     def stop(self) -> list[Story]:
         if self.state not in OVER:
-            self._end(End(RETURNED), (self.now, self.now))
+            self._end_at_once(End(RETURNED))
             self._or_died()
         return [self]
 
@@ -549,7 +552,7 @@ class Story:
         stories, stopping = [self], self.state is State.STOPPING
         again = self.cancelled_s is not None and self.cancelled_s != self.now
         if not stopping:
-            self._end(End(CANCELLED), (self.now, self.now))
+            self._end_at_once(End(CANCELLED))
         elif not again:  # whether the first one hurries a stop is not said
             stories.append(self.another())
         self.ends, self.cancelled_s = frozenset({End(CANCELLED)}), self.now
