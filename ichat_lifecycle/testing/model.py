@@ -116,6 +116,7 @@ class Story:
     in_flight_before_cut: tuple[float, ...] = ()
     frozen_before_cut: bool = False
     thawed_s: float | None = None
+    in_flight_before_thaw: tuple[float, ...] = ()
     cancelled_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -421,19 +422,27 @@ class Story:
     def engine_freezes(self) -> list[Story]:
         if self.frozen or not (self.alive or self.state is State.BOUND):
             return [self]
+        stories = [self]
+        if self.thawed_s == self.now:  # for no time at all: it may have answered nothing
+            stories.append(self.another())
+            stories[-1].in_flight = list(self.in_flight_before_thaw)
         self.in_flight = [end_s for end_s in self.in_flight if end_s > self.now]
+        for story in stories:
+            story._freeze()
+        return stories
+
+    def _freeze(self) -> None:
         self.frozen = True
-        # Thawed for no time at all, it may have answered nothing.
         first = self.silent_since[0] if self.thawed_s == self.now else self.now
         self.silent_since = first, self.now
         if self.state in IN_SERVICE:
             self._watch(self.silent_since)
         self._drain_again()
-        return [self]
 
     def engine_thaws(self) -> list[Story]:
         if not self.frozen:
             return [self]
+        self.in_flight_before_thaw = tuple(self.in_flight)
         self._go_on()
         self.thawed_s = self.now
         for name in _ANSWERS & self.due.keys():
