@@ -53,7 +53,7 @@ class Signs:
         answered_s: how long the RPC's answer took; None where there is none.
         silent_s: how long the RPC has been without an answer, and the engine without progress.
         token_silent_s: the same of a token that an idle engine was asked for.
-        progressed: vLLM's own counters have changed since the last look.
+        progressed: vLLM's own counters have changed since the last verdict.
         in_flight: requests under way.
         asleep: what the RPC's answer says.
         loop_lag_s: how much too late our own loop was.

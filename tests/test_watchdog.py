@@ -278,6 +278,22 @@ def test_one_that_answers_and_has_requests_is_busy() -> None:
     assert set(kinds(watch(Rpc(in_flight=1), 12))) == {BUSY}
 
 
+def test_traffic_that_stands_still_is_asked_about_at_once() -> None:
+    """So that a hang under traffic is noticed well within interval and timeout."""
+    rpc = Rpc(in_flight=4, moves=True)
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(6)
+        rpc.moves = False
+        rpc.takes_s = 1e6
+        await asyncio.sleep(20)
+
+    seen = watch(rpc, script)
+    assert rpc.asked[:2] == [0, 5]
+    assert 6 < rpc.asked[2] <= 8
+    assert next(at for at, kind in seen.said if kind == HUNG) <= 6 + 2 + HEALTH.timeout
+
+
 def test_an_idle_engine_is_asked_for_a_token_now_and_then() -> None:
     """At the interval, counted from its last progress; never two at a time."""
     assert watch(Rpc(), 50, TOKENS).rpc.tokens == [15, 30, 45]

@@ -25,6 +25,9 @@ log = structlog.get_logger("ichat_lifecycle.watchdog")
 # How often a silence is looked at, as a part of the timeout: so exactly is the last progress known.
 LOOKS = 20
 
+# Requests in flight and no progress for so long are asked about without waiting for the interval.
+STANDSTILL_S = 1.0
+
 RPC, TOKEN = "rpc", "token"
 
 
@@ -63,6 +66,7 @@ class EngineWatchdog:
         self._open: dict[str, float] = {}  # what has been asked and not answered, and since when
         self._seen: Any = None
         self._moved_s = 0.0  # when progress was seen
+        self._progressed = False  # since the last verdict
         self._unblocked_s = 0.0  # when our own loop turned again
 
     async def start(self, on_verdict: VerdictReport) -> None:
@@ -110,15 +114,25 @@ class EngineWatchdog:
         if answer.cancelled() or error is not None:
             self._tell(error=f"probe failed: {error!r}")
         else:
-            self._tell(answered_s=took_s, asleep=answer.result(), progressed=self._look())
+            self._look()
+            self._tell(answered_s=took_s, asleep=answer.result())
 
     async def _wait(self, seconds: float) -> None:
-        due = self._now() + seconds
+        """Until the next question is due: at once under traffic that has stopped moving."""
+        end = self._now() + seconds
         self._paced.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._paced.wait()
-        self._mind_lag(due)
+        while self._now() < end - TOLERANCE_S and not self._paced.is_set():
+            due = min(end, self._now() + STANDSTILL_S) if self._senses.in_flight() else end
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(due - self._now()):
+                    await self._paced.wait()
+            self._mind_lag(due)
+            if self._senses.in_flight() and not self._look() and self._stands_still:
+                return
+
+    @property
+    def _stands_still(self) -> bool:
+        return self._now() - self._moved_s >= STANDSTILL_S - TOLERANCE_S
 
     # --- the token
 
@@ -157,7 +171,7 @@ class EngineWatchdog:
                 if self._mind_lag(due):
                     tell_at = self._now() + self._health.timeout
                 elif self._now() >= tell_at - TOLERANCE_S:
-                    self._tell(progressed=self._moved_s > asked)
+                    self._tell()
                     hung_at = self._since(name) + self._health.timeout
                     tell_at = hung_at if hung_at > tell_at else tell_at + self._health.timeout
         finally:
@@ -181,16 +195,18 @@ class EngineWatchdog:
         seen = self._senses.progress()
         if seen == self._seen:
             return False
-        self._seen, self._moved_s = seen, self._now()
+        self._seen, self._moved_s, self._progressed = seen, self._now(), True
         return True
 
     def _tell(self, **signs: Any) -> None:
         given = Signs(
             silent_s=self._silence_s(RPC),
             token_silent_s=self._silence_s(TOKEN),
+            progressed=self._progressed,
             in_flight=self._senses.in_flight(),
             **signs,
         )
+        self._progressed = False
         self._on_verdict(Verdict(judge(given, self._health.timeout), given))
 
     def _silence_s(self, name: str) -> float:
