@@ -82,7 +82,8 @@ class Server:
         self.log = self.directory / "log"
         self.log.touch()
         self.began = time.monotonic()
-        own = {"TMPDIR": str(self.temporary), **ENGINE_ENVIRONMENT, **(environment or {})}
+        places = {"TMPDIR": str(self.temporary), "XDG_STATE_HOME": str(self.directory / "state")}
+        own = {**places, **ENGINE_ENVIRONMENT, **(environment or {})}
         with (stderr or self.log).open("w") as log:
             self.process = subprocess.Popen(
                 [*prefix, *command],

@@ -167,7 +167,7 @@ class Streams:
     def __init__(self, main: str, count: int = 4, tokens: int = 1900) -> None:
         self._main, self._count, self._tokens = main, count, tokens
         self._begun = threading.Semaphore(0)
-        self._pool = ThreadPoolExecutor(count)
+        self._pool = ThreadPoolExecutor(max(1, count))
         self._futures: list[Future[Stream]] = []
 
     def __enter__(self) -> Streams:
