@@ -69,6 +69,7 @@ class FakeWorld:
     on_server_fault: FaultReport | None = None
     on_verdict: VerdictReport | None = None
     paces: list[float] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)  # of which evidence was saved
     _asked: dict[str, int] = field(default_factory=dict)
     _moved: list[asyncio.Future[None]] = field(default_factory=list)
 
@@ -369,6 +370,7 @@ class FakeEvidence:
     world: FakeWorld
 
     async def save(self, case: Case) -> str:
+        self.world.cases.append(case)
         await self.world.play("evidence.save")
         return f"/evidence/{case.code}"
 
