@@ -47,7 +47,6 @@ class Meanwhile(Protocol):
 
     async def take(self) -> None:
         """Clears `news`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

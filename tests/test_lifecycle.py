@@ -1186,6 +1186,21 @@ def test_a_call_that_may_not_begin_is_closed() -> None:
     run_virtual(main())
 
 
+@pytest.mark.parametrize("call", ["arguments.validate", "engine.start", "probe.warm_up"])
+def test_a_cancellation_of_run_ends_the_call_that_is_under_way(call: str) -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        while world.calls[-1:] != [call]:
+            await asyncio.sleep(0)
+        (run,) = [t for t in asyncio.all_tasks() if "Lifecycle.run" in repr(t.get_coro())]
+        run.cancel()
+
+    life = live(script, plan={call.replace(".", "_", 1): HANG})
+    assert isinstance(life.error, asyncio.CancelledError)
+    (ended,) = [each for each in life.world.history if each.name == call]
+    assert ended.cancelled
+    assert life.took_s < 1
+
+
 # --- evidence
 
 
@@ -1284,7 +1299,7 @@ def test_a_stop_does_not_wait_for_evidence(restarts: int, how: str, ends: type) 
         if how == "stop":
             lifecycle.ask_to_stop("enough")
         else:
-            (run,) = [t for t in asyncio.all_tasks() if "run" in repr(t.get_coro())]
+            (run,) = [t for t in asyncio.all_tasks() if "Lifecycle.run" in repr(t.get_coro())]
             run.cancel()
 
     asked: list[float] = []
