@@ -1274,7 +1274,8 @@ def test_evidence_that_cannot_be_saved_changes_nothing_else(
     assert life.lifecycle.snapshot.evidence is None
     (warning,) = [entry for entry in logs if entry["event"] == "evidence_not_saved"]
     limit = f"saving evidence took longer than {settings.health.evidence_timeout:g} s"
-    assert ("planned: evidence.save" if outcome.error else limit) in warning["error"]
+    error = OSError("planned: evidence.save") if outcome.error else DeadlineError(limit)
+    assert warning["error"] == repr(error)
     assert warning["log_level"] == "warning"
     degraded = next(r.mono_s for r in life.lifecycle.journal if r.dest is State.DEGRADED)
     left = list(life.lifecycle.journal)[5].mono_s
@@ -1295,6 +1296,7 @@ def test_a_stop_does_not_wait_for_evidence(restarts: int, how: str, ends: type) 
         lifecycle.post_fault(Fault("engine_died", "it ended"))
         await asyncio.sleep(1)
         assert world.calls[-1] == "evidence.save"
+        assert "evidence" in {task.get_name() for task in asyncio.all_tasks()}
         asked.append(asyncio.get_running_loop().time())
         if how == "stop":
             lifecycle.ask_to_stop("enough")
@@ -1304,7 +1306,10 @@ def test_a_stop_does_not_wait_for_evidence(restarts: int, how: str, ends: type) 
 
     asked: list[float] = []
     settings = Settings.model_validate({"restart": {"max": restarts}})
-    life = live(script, settings=settings, evidence_save=HANG)
+    with structlog.testing.capture_logs() as logs:
+        life = live(script, settings=settings, evidence_save=HANG)
+    causes = [entry["cause"] for entry in logs if entry["event"] == "stop_requested"]
+    assert causes == ["enough" if how == "stop" else "run() was cancelled"]
     assert type(life.error) is ends
     assert life.took_s - asked[0] < 1
 
