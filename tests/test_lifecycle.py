@@ -1201,6 +1201,19 @@ def test_a_cancellation_of_run_ends_the_call_that_is_under_way(call: str) -> Non
     assert life.took_s < 1
 
 
+def test_a_restart_cuts_what_has_begun_since_the_drain() -> None:
+    """What only reads may pass in DEGRADED, and would find its app gone."""
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        await lifecycle.command("restart")
+        lifecycle.ask_to_stop("enough")
+
+    life = live(script)
+    assert before(life, "server.drained", "server.cut")
+    assert before(life, "server.cut", "server.detach")
+
+
 # --- evidence
 
 
