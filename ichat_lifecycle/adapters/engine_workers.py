@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
+from ichat_lifecycle.adapters.engine_processes import with_descendants
+
 # What vLLM has in the titles of its workers ("VLLM::Worker_TP0"), whatever the prefix is set to.
 # Other children come and go: compilers, for example.
 _TITLE = "::Worker"
@@ -22,12 +24,11 @@ def workers_of(cores: Iterable[int]) -> dict[int, str]:
     """The worker processes below these, by pid, with their titles."""
     found: dict[int, str] = {}
     for core in cores:
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(core).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    title = " ".join(child.cmdline()[:1])
-                    if _TITLE in title:
-                        found[child.pid] = title.strip()
+        for process in with_descendants(core):
+            with contextlib.suppress(psutil.Error):
+                title = " ".join(process.cmdline()[:1])
+                if _TITLE in title:
+                    found[process.pid] = title.strip()
     return found
 
 

@@ -19,14 +19,13 @@ from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
 
-import psutil
 import structlog
 
 from ichat_lifecycle import causes
 from ichat_lifecycle.adapters import engine_fork, load_progress
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
-from ichat_lifecycle.adapters.engine_processes import children_now, kill_all
+from ichat_lifecycle.adapters.engine_processes import children_now, kill_all, with_descendants
 from ichat_lifecycle.adapters.engine_workers import DeathWatch, workers_of
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
@@ -346,11 +345,9 @@ class VllmEngine:
 
     def processes(self) -> tuple[int, ...]:
         """The pids of EngineCore and all that it has started."""
-        pids = set(self._children)
-        for pid in self._children:
-            with contextlib.suppress(psutil.Error):
-                pids |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
-        return tuple(sorted(pids))
+        return tuple(
+            sorted({process.pid for pid in self._children for process in with_descendants(pid)})
+        )
 
     def lines_by_child(self) -> Mapping[str, Sequence[str]]:
         """The newest lines that each process of the engine has printed."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from ichat_lifecycle.bounds import error_of
 from ichat_lifecycle.config import Health
 from ichat_lifecycle.ports import Signs, Verdict, VerdictReport
 from ichat_lifecycle.verdicts import LOOP_LAG_S, TOLERANCE_S, judge
@@ -110,8 +111,7 @@ class EngineWatchdog:
         self._look()
         answer = await self._outwait(RPC, self._senses.is_sleeping())
         took_s = round(self._now() - began, 6)
-        error = None if answer.cancelled() else answer.exception()
-        if answer.cancelled() or error is not None:
+        if (error := error_of(answer)) is not None:
             self._tell(error=f"probe failed: {error!r}")
         else:
             self._look()
@@ -151,9 +151,9 @@ class EngineWatchdog:
     async def _ask_token(self) -> None:
         answer = await self._outwait(TOKEN, self._senses.token())
         self._moved_s = self._now()
-        if answer.cancelled() or answer.exception() is not None:
+        if (error := error_of(answer)) is not None:
             # An answer all the same: a refusal or an error is not silence.
-            log.warning("token_failed", error=None if answer.cancelled() else answer.exception())
+            log.warning("token_failed", error=repr(error))
 
     # --- silence
 
