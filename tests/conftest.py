@@ -21,9 +21,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Properties, not prints: they arrive also where several processes share the tests."""
     counts: Counter[str] = Counter()
+    told: list[str] = []
     for report in terminalreporter.stats.get("passed", ()):
         for name, value in report.user_properties:
             if name.startswith("proved: "):
                 counts[name.removeprefix("proved: ")] += value
+            elif name == "told":
+                told.append(value)
     for name, count in sorted(counts.items()):
         terminalreporter.write_line(f"proved: {count:,} {name}")
+    for line in sorted(told):
+        terminalreporter.write_line(line)

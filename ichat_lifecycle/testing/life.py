@@ -137,6 +137,7 @@ class Life:
             in_flight=lambda: world.gate.in_flight if world.gate else 0,
             ready=lambda: self.lifecycle.snapshot.ready,
             token=FakeProbe(world).token,
+            compiling=world.engine.compiling,
         )
         return EngineWatchdog(senses, self.settings.health)
 
@@ -215,7 +216,8 @@ class Life:
         while rest := self._running(current):
             for task in rest:
                 task.cancel()
-            await asyncio.wait(rest)
+            # One that ignores it may wait for what nobody does any more: it is told again.
+            await asyncio.wait(rest, timeout=PATIENCE_S)
         for task in self._loop.tasks:
             if task is not current and task._log_traceback:  # asyncio's own: nobody has asked
                 self.unheard.append(f"{task.get_name()}: {task.exception()!r}")
