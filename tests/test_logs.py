@@ -25,7 +25,11 @@ def logging_is_put_back() -> Iterator[None]:
     """What configure() changes is the whole process's."""
     loggers = [logging.getLogger(name) for name in TOUCHED]
     before = [(lg, lg.handlers[:], lg.level, lg.propagate) for lg in loggers]
+    known = logging.getLogger().manager.loggerDict.values()
+    disabled = {lg: lg.disabled for lg in known if isinstance(lg, logging.Logger)}
     yield
+    for logger, was in disabled.items():
+        logger.disabled = was
     for logger, handlers, level, propagate in before:
         logger.handlers[:] = handlers
         logger.setLevel(level)
@@ -295,7 +299,6 @@ def test_loggers_that_a_dictconfig_switched_off_speak_again() -> None:
     logs.adopt("vllm")
     assert not ours.disabled
     assert theirs.disabled
-    theirs.disabled = False
 
 
 class FullDisk(Stream):
