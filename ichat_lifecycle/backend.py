@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.adapters.clock import SystemClock
+from ichat_lifecycle.adapters.compile_watch import CompileWatch
 from ichat_lifecycle.adapters.engine_fork import serving_on
 from ichat_lifecycle.adapters.evidence import EngineEvidence, EvidenceFiles
 from ichat_lifecycle.adapters.gate import Gate, Receive, Scope, Send
@@ -168,6 +169,7 @@ class VLLMBackend(LifecycleBackend):
             in_flight=lambda: self.gate.in_flight,
             ready=lambda: self.lifecycle.snapshot.ready,
             token=probe.token,
+            compiling=CompileWatch(self.engine.processes).compiling,
         )
         return Ports(
             arguments=self._arguments,

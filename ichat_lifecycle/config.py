@@ -54,6 +54,9 @@ class Health(_Section):
     give_up_after: int = Field(
         6, ge=1, description="misses in a row, one per timeout of silence, that end service"
     )
+    compile_timeout: Seconds = Field(
+        300, ge=0, description="an engine that is silent because it compiles does not hang; 0: no"
+    )
     canary_timeout: Seconds = Field(30, gt=0, description="how long the canary may take")
     evidence_timeout: Seconds = Field(
         5, gt=0, description="saving what can be seen of a lost engine before it is ended"

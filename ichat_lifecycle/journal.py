@@ -90,6 +90,12 @@ class VerdictRecord:
         }
 
 
+def _alike(one: Verdict, other: Verdict) -> bool:
+    """Whether one record is enough for both."""
+    same = (one.kind, one.signs.compiling) == (other.kind, other.signs.compiling)
+    return same and other.kind is not VerdictKind.HUNG
+
+
 def verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
     """A verdict with the signs it rests on."""
     return {"kind": verdict.kind.value, **asdict(verdict.signs)}
@@ -147,8 +153,7 @@ class Journal:
 
     def judged(self, verdict: Verdict, state: State, at: datetime) -> None:
         last = self._verdicts[-1] if self._verdicts else None
-        alike = last is not None and (last.verdict.kind, last.state) == (verdict.kind, state)
-        if last is not None and alike and verdict.kind is not VerdictKind.HUNG:
+        if last is not None and last.state is state and _alike(last.verdict, verdict):
             times = last.times + 1
             self._verdicts[-1] = replace(last, until=at, verdict=verdict, times=times)
         else:

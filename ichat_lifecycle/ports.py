@@ -57,6 +57,7 @@ class Signs:
         in_flight: requests under way.
         asleep: what the RPC's answer says.
         loop_lag_s: how much too late our own loop was.
+        compiling: the compiler at work in an engine that is silent; "" for none.
         error: what the RPC failed with.
     """
 
@@ -67,6 +68,7 @@ class Signs:
     in_flight: int = 0
     asleep: bool = False
     loop_lag_s: float = 0.0
+    compiling: str = ""
     error: str = ""
 
 

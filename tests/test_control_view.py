@@ -122,6 +122,7 @@ def test_a_degraded_worker_tells_why_and_what_the_last_probe_showed() -> None:
         "in_flight": 4,
         "asleep": False,
         "loop_lag_s": 0.0,
+        "compiling": "",
         "error": "",
     }
     assert (document["restarts"], document["stop_asked"]) == (2, True)

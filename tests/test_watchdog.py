@@ -14,6 +14,7 @@ from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
 from ichat_lifecycle.config import Health
 from ichat_lifecycle.ports import Verdict
 from ichat_lifecycle.testing.virtual_time import VirtualTimeLoop, run_virtual
+from ichat_lifecycle.verdicts import misses
 
 HEALTH = Health(interval=5, timeout=10, token_interval=0)
 TOKENS = Health(interval=5, timeout=10, token_interval=15)
@@ -36,6 +37,9 @@ class Rpc:
     token_takes_s: float = 0.0
     token_error: Exception | None = None
     tokens: list[float] = field(default_factory=list)
+    compiling: str = ""
+    look_takes_s: float = 0.0
+    looked: list[float] = field(default_factory=list)
 
     async def __call__(self) -> bool:
         assert self.running == 0, "never two probes at once"
@@ -62,7 +66,13 @@ class Rpc:
             in_flight=lambda: self.in_flight,
             ready=lambda: self.ready,
             token=self.token,
+            compiling=self.look_for_compiler,
         )
+
+    async def look_for_compiler(self) -> str:
+        self.looked.append(now())
+        await asyncio.sleep(self.look_takes_s)
+        return self.compiling
 
 
 def now() -> float:
@@ -363,3 +373,49 @@ def test_a_loop_of_ours_that_is_blocked_is_not_taken_for_a_hang(blocked_s: float
     assert said.count("loop_blocked") == 2
     assert said[: said.index(HUNG)].count("loop_blocked") == 2
     assert set(said[said.index(HUNG) :]) == {HUNG}
+
+
+def test_an_engine_that_compiles_is_busy_and_not_hung() -> None:
+    """It is looked at only where it would be called hung."""
+    rpc = Rpc(takes_s=25, in_flight=1, compiling="torch.compile", look_takes_s=0.1)
+    seen = watch(rpc, 27)
+    assert rpc.looked == pytest.approx([10, 20.1])
+    assert seen.said == [(10.1, BUSY), (20.2, BUSY), (25, BUSY)]
+    assert [v.signs.compiling for v in seen.verdicts] == ["torch.compile", "torch.compile", ""]
+    assert seen.verdicts[-1].answered
+
+
+def test_one_that_hangs_after_it_has_compiled_hangs_a_timeout_later() -> None:
+    rpc = Rpc(takes_s=1e6, compiling="torch.compile")
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(25)
+        rpc.compiling = ""
+        await asyncio.sleep(20)
+
+    assert watch(rpc, script).said == [(10, BUSY), (20, BUSY), (30, HUNG), (40, HUNG)]
+
+
+def test_a_compiler_may_take_so_long_and_no_longer() -> None:
+    health = HEALTH.model_copy(update={"compile_timeout": 30.0})
+    seen = watch(Rpc(takes_s=1e6, compiling="torch.compile"), 45, health)
+    assert seen.said == [(10, BUSY), (20, BUSY), (30, HUNG), (40, HUNG)]
+    assert misses(seen.verdicts[-1].signs, health.timeout, 1) == 2
+
+
+def test_what_comes_while_a_compiler_is_looked_for_counts() -> None:
+    rpc = Rpc(takes_s=10.4, look_takes_s=0.5)
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(10.2)
+        rpc.moves = True
+        await asyncio.sleep(0.5)
+
+    seen = watch(rpc, script)
+    assert HUNG not in kinds(seen)
+    assert seen.verdicts[-1].answered
+
+
+def test_a_token_that_waits_for_a_compiler_is_no_hang_either() -> None:
+    seen = watch(Rpc(token_takes_s=12, compiling="Triton"), 40, TOKENS)
+    assert HUNG not in kinds(seen)

@@ -4,6 +4,7 @@
 millisecond; it never resolves if EngineCore dies at the wrong moment, and each unanswered call
 leaks a future, so an unanswered probe is kept and waited for, not repeated. An engine that has not
 moved for a while is asked for a token, too: nothing else shows that its worker process is stuck.
+One that compiles is silent as well, and is told from one that hangs by its stacks.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Senses:
         in_flight: how many requests are under way.
         ready: whether a request would pass; only then a token is asked for.
         token: has the engine generate one token.
+        compiling: what compiles within the engine now; "" for nothing. Asked of a silent engine.
     """
 
     is_sleeping: Callable[[], Awaitable[bool]]
@@ -49,6 +51,7 @@ class Senses:
     in_flight: Callable[[], int]
     ready: Callable[[], bool]
     token: Callable[[], Awaitable[None]]
+    compiling: Callable[[], Awaitable[str]]
 
 
 class EngineWatchdog:
@@ -69,6 +72,7 @@ class EngineWatchdog:
         self._moved_s = 0.0  # when progress was seen
         self._progressed = False  # since the last verdict
         self._unblocked_s = 0.0  # when our own loop turned again
+        self._compiled_s = 0.0  # when the engine was last seen to compile
 
     async def start(self, on_verdict: VerdictReport) -> None:
         self._interval_s = self._health.interval  # not the pace at which the last engine was lost
@@ -171,7 +175,7 @@ class EngineWatchdog:
                 if self._mind_lag(due):
                     tell_at = self._now() + self._health.timeout
                 elif self._now() >= tell_at - TOLERANCE_S:
-                    self._tell()
+                    self._tell(compiling=await self._compiling(name))
                     hung_at = self._since(name) + self._health.timeout
                     tell_at = hung_at if hung_at > tell_at else tell_at + self._health.timeout
         finally:
@@ -179,6 +183,17 @@ class EngineWatchdog:
             answer.cancel()
             # To stop means that nothing asks any more. Nobody wants its answer or error either.
             await asyncio.gather(answer, return_exceptions=True)
+
+    async def _compiling(self, name: str) -> str:
+        """What compiles: then the silence begins anew, but for so long in all."""
+        silent_s = self._now() - max(self._open[name], self._moved_s)
+        if silent_s >= self._health.compile_timeout - TOLERANCE_S:
+            return ""
+        compiling = await self._senses.compiling()
+        self._look()  # that took a while
+        if compiling:
+            self._compiled_s = self._now()
+        return compiling
 
     def _mind_lag(self, due: float) -> bool:
         """Whether our own loop was blocked: what came meanwhile lies unread, so silence is none."""
@@ -214,5 +229,5 @@ class EngineWatchdog:
         return round(self._now() - self._since(name), 6) if name in self._open else 0.0
 
     def _since(self, name: str) -> float:
-        """What counts as silence begins anew with progress, and when our own loop was blocked."""
-        return max(self._open[name], self._moved_s, self._unblocked_s)
+        """What counts as silence begins anew with progress, of whatever kind."""
+        return max(self._open[name], self._moved_s, self._unblocked_s, self._compiled_s)

@@ -242,6 +242,9 @@ class FakeEngine:
     def progress(self) -> float:
         return self.world.progress
 
+    async def compiling(self) -> str:
+        return ""
+
     async def is_sleeping(self) -> bool:
         outcome = await self.world.ask_engine("engine.is_sleeping")
         return self.world.asleep or outcome.says_no

@@ -1,8 +1,10 @@
-"""An engine that stops and goes on. What else may happen to one: see test_fault_matrix.py."""
+"""An engine that is silent for a while. What else may happen to one: see test_fault_matrix.py."""
 
 from __future__ import annotations
 
+import json
 import signal
+from collections.abc import Iterator
 
 import httpx
 import psutil
@@ -19,20 +21,30 @@ def core_of(serving: Worker) -> psutil.Process:
     return serving.engine_pids("EngineCore")[0]
 
 
-def ask(serving: Worker) -> int:
-    body = {"model": "demo", "prompt": "Hello", "max_tokens": 4}
+def ask(serving: Worker, **more: object) -> int:
+    body = {"model": "demo", "prompt": "Hello", "max_tokens": 4, **more}
     return httpx.post(serving.main + "/v1/completions", json=body, timeout=60).status_code
 
 
+@pytest.fixture(scope="module")
+def serving(model: str) -> Iterator[Worker]:
+    with worker("--model-path", model, "--served-model-name", "demo", *HEALTH) as started:
+        started.wait_for_state("READY")
+        yield started
+
+
+def test_code_that_is_compiled_when_a_request_first_needs_it_is_waited_for(serving: Worker) -> None:
+    """vLLM 0.32 has what counts ranks compiled for the first request with logprobs."""
+    assert ask(serving, logprobs=3) == 200
+    history = serving.get("/lifecycle/history").json()
+    compilers = {v["compiling"] for v in history["verdicts"] if v["kind"] == "busy"}
+    assert "torch.compile" in compilers, json.dumps(history["verdicts"], indent=1)
+    assert history["transitions"][-1]["trigger"] == "become_ready"
+
+
 def test_a_stopped_engine_is_noticed_and_one_that_goes_on_recovers_without_a_restart(
-    model: str,
+    serving: Worker,
 ) -> None:
-    with worker("--model-path", model, "--served-model-name", "demo", *HEALTH) as serving:
-        serving.wait_for_state("READY")
-        stop_and_go_on(serving)
-
-
-def stop_and_go_on(serving: Worker) -> None:
     core = core_of(serving)
     core.send_signal(signal.SIGSTOP)
     try:

@@ -1,0 +1,89 @@
+"""Tells an engine that compiles from one that hangs: neither answers, and no counter moves.
+
+vLLM has some code compiled only when a request first needs it: the first with `logprobs` (0.32) or
+the first that is sampled (0.30) keeps an engine on two cores busy for 10 to 20 s, and kernels for a
+GPU can take minutes. The Python stacks of the engine's processes show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from ichat_lifecycle.adapters.process_view import PySpy
+from ichat_lifecycle.adapters.threads import in_thread
+
+LIMIT_S = 1.0  # py-spy takes 0.02 to 0.1 s for a process
+
+# What stands in a stack as long as a compiler works, and not while its code runs.
+COMPILERS = {
+    "(torch/_dynamo/convert_frame.py:": "torch.compile",
+    "compile (triton/compiler/compiler.py:": "Triton",
+    "(flashinfer/jit/": "FlashInfer",
+    "(torch/utils/cpp_extension.py:": "a C++ extension of torch",
+    "(numba/core/dispatcher.py:": "Numba",
+}
+
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+
+
+class CompileWatch:
+    """Looks for a compiler in an engine's processes.
+
+    Args:
+        processes: gives the engine's processes of now.
+        limit_s: seconds that a look may take.
+        py_spy: the program; by default the one beside our Python or on PATH.
+    """
+
+    def __init__(
+        self,
+        processes: Callable[[], Sequence[int]],
+        limit_s: float = LIMIT_S,
+        py_spy: str | None = None,
+    ) -> None:
+        self._processes = processes
+        self._limit_s = limit_s
+        self._py_spy = py_spy
+
+    async def compiling(self) -> str:
+        """The compiler that is at work; "" where there is none, or that cannot be seen in time.
+
+        A process that is stopped gets nothing done, whatever it was at.
+        """
+        look = partial(self._look, self._processes(), time.monotonic() + self._limit_s)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await in_thread(look, "compile-watch")
+        except (TimeoutError, OSError, psutil.Error):
+            return ""
+
+    def _look(self, pids: Sequence[int], until_mono_s: float) -> str:
+        pids = [pid for pid in pids if _runs_python(pid)]
+        if any(psutil.Process(pid).status() in _STOPPED for pid in pids):
+            return ""
+        spies = [PySpy(pid, self._py_spy) for pid in pids]
+        try:
+            stacks = [spy.stacks(until_mono_s - time.monotonic()) for spy in spies]
+        finally:
+            for spy in spies:
+                spy.close()
+        return compiler_in("\n".join(stacks))
+
+
+def _runs_python(pid: int) -> bool:
+    """Ours: the compilers that an engine starts are other programs."""
+    try:
+        return Path(f"/proc/{pid}/exe").samefile("/proc/self/exe")
+    except OSError:
+        return False
+
+
+def compiler_in(stacks: str) -> str:
+    """The compiler that these stacks, as py-spy prints them, are within; "" for none."""
+    return next((name for mark, name in COMPILERS.items() if mark in stacks), "")
