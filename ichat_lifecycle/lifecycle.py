@@ -309,9 +309,7 @@ class Lifecycle:
             Interrupted: a stop or a fault came first.
         """
         if not self._interrupt.is_set():
-            await asyncio.wait(
-                {latch.waiter(), self._interrupt.waiter()}, return_when=asyncio.FIRST_COMPLETED
-            )
+            await race(latch.waiter(), None, self._interrupt)
         self.check()
 
     async def bounded(

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from ichat_lifecycle.bounds import error_of
+from ichat_lifecycle.bounds import error_of, race
 from ichat_lifecycle.config import Health
 from ichat_lifecycle.ports import Signs, Verdict, VerdictReport
 from ichat_lifecycle.verdicts import LOOP_LAG_S, TOLERANCE_S, judge
@@ -169,7 +169,7 @@ class EngineWatchdog:
         try:
             while True:
                 due = min(self._now() + self._health.timeout / LOOKS, tell_at)
-                if (await asyncio.wait({answer}, timeout=due - self._now()))[0]:
+                if await race(answer, due - self._now()):
                     return answer
                 self._look()
                 if self._mind_lag(due):
