@@ -74,7 +74,7 @@ class Lab:
     """
 
     model: str
-    saturate_s: float = 60.0
+    saturate_s: float = 30.0
     vllm_serve_stop_s: float = VLLM_SERVE_STOP_S
     _shared: Worker | None = None
 
