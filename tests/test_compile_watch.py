@@ -1,4 +1,4 @@
-"""An engine that compiles: real processes, whose stacks py-spy reads."""
+"""An engine that compiles: real processes, their names, and their stacks as py-spy reads them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT_S = 60.0
 # As torch names the function in which all of torch.compile happens, and a caller of it.
 COMPILER = "def compile_inner(wait):\n    wait()\n"
 CALLER = """
-import subprocess, sys
+import sys
 from torch._dynamo.convert_frame import compile_inner
 def wait():
     print("up", flush=True)

@@ -4,7 +4,8 @@
 millisecond; it never resolves if EngineCore dies at the wrong moment, and each unanswered call
 leaks a future, so an unanswered probe is kept and waited for, not repeated. An engine that has not
 moved for a while is asked for a token, too: nothing else shows that its worker process is stuck.
-One that compiles is silent as well, and is told from one that hangs by its stacks.
+One that compiles is silent as well, and is told from one that hangs by what is seen of its
+processes (see compile_watch).
 """
 
 from __future__ import annotations
