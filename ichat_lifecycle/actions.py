@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from ichat_lifecycle.bounds import Abandoned, Interrupted, Latch, error_of, race
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import EngineDiedError
+from ichat_lifecycle.journal import StageOutcome
 from ichat_lifecycle.ports import (
     Companion,
     Fault,
@@ -31,6 +32,20 @@ Call = Callable[[Coroutine[Any, Any, Any], str], Awaitable[Any]]
 SOCKET, SERVER, ENGINE, APP, WATCHDOG = "socket", "server", "engine", "app", "watchdog"
 
 
+class StageReport(Protocol):
+    """Told that a stage of a drain, a restart or a stop has ended."""
+
+    def __call__(
+        self,
+        stage: str,
+        outcome: StageOutcome,
+        took_s: float,
+        *,
+        ended: int | None = None,
+        error: BaseException | None = None,
+    ) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What the lifecycle lends its actions.
@@ -47,6 +62,7 @@ class Hooks:
     on_phase: PhaseReport
     on_verdict: VerdictReport
     on_released: Callable[[Released], None]
+    on_stage: StageReport
 
 
 class Actions:
@@ -163,7 +179,7 @@ class Actions:
         return await self._tried("drain", drained, self._settings.stop.drain, interrupt)
 
     async def cut(self) -> None:
-        """Ends what is in flight, each request with an explicit error; a failure is logged."""
+        """Ends what is in flight, each request with an explicit error; a failure is recorded."""
         if not await self._tried("cut", self._ports.server.cut(), self._settings.stop.cut):
             log.warning("cut_incomplete", in_flight=self._ports.server.in_flight)
 
@@ -174,17 +190,23 @@ class Actions:
         deadline_s: float,
         interrupt: Latch | None = None,
     ) -> bool:
-        """Whether `work` ended well; a failure is logged, as nothing may stop a stop."""
+        """Whether `work` ended well; a failure is recorded, as nothing may stop a stop."""
+        loop, server = asyncio.get_running_loop(), self._ports.server
+        began, before = loop.time(), server.in_flight
         task = asyncio.create_task(work, name=what)
+        outcome, error = StageOutcome.INTERRUPTED, None
         try:
-            if not await race(task, deadline_s, interrupt):
-                return False
+            if await race(task, deadline_s, interrupt):
+                error = error_of(task)
+                outcome = StageOutcome.FAILED if error else StageOutcome.DONE
+            elif interrupt is None or not interrupt.is_set():
+                outcome = StageOutcome.TIMED_OUT
         finally:
             task.cancel()
             self.abandoned.add(task)
-        if error := error_of(task):
-            log.error(f"{what}_failed", error=repr(error))
-        return error is None
+            took_s, ended = loop.time() - began, before - server.in_flight
+            self._hooks.on_stage(what, outcome, took_s, ended=ended, error=error)
+        return outcome is StageOutcome.DONE
 
     async def _release_engine(self) -> None:
         self._engines += 1  # whatever it reports from now on is our own doing

@@ -1,20 +1,40 @@
-"""What has happened and where we are: transition records, the reason, and the snapshot all read."""
+"""What has happened and where we are: the journal, the reason, and the snapshot that all read."""
 
 from __future__ import annotations
 
+import bisect
+import enum
+import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, cast
 
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.ports import Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, allowed
 
-# A limit on everything: a worker that flaps for a year must not grow. 10 000 are about 3 MB.
-JOURNAL_LIMIT = 10_000
-VERDICTS_LIMIT = 200
+
+class Kind(enum.StrEnum):
+    """What an entry of the journal is about."""
+
+    TRANSITION = "transition"
+    VERDICT = "verdict"
+    PHASE = "phase"
+    STAGE = "stage"
+    RECOVERY = "recovery"
+
+
+# A limit on everything: a worker that flaps for a year must not grow. 10 000 transitions are about
+# 3 MB. Of what is many, the newest are enough.
+LIMITS = {
+    Kind.TRANSITION: 10_000,
+    Kind.VERDICT: 200,
+    Kind.PHASE: 1000,
+    Kind.STAGE: 1000,
+    Kind.RECOVERY: 1000,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +110,88 @@ class VerdictRecord:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class PhaseRecord:
+    """A phase of a start has begun, or has come so far: `fraction` is 0 to 1, where it is told."""
+
+    at: datetime
+    phase: str
+    fraction: float | None
+    elapsed_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "at": self.at.isoformat(),
+            "phase": self.phase,
+            "fraction": self.fraction,
+            "elapsed_s": round(self.elapsed_s, 3),
+        }
+
+
+class StageOutcome(enum.StrEnum):
+    """How a stage has ended."""
+
+    DONE = "done"
+    TIMED_OUT = "timed_out"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """A stage of a stop, of a restart or of a drain has ended.
+
+    Attributes:
+        stage: `drain`, `cut`, or `release RESOURCE`.
+        ended: requests that ended meanwhile: by themselves in a drain, with an error in a cut; None
+            where that says nothing.
+    """
+
+    at: datetime
+    stage: str
+    outcome: StageOutcome
+    took_s: float
+    ended: int | None = None
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "at": self.at.isoformat(),
+            "stage": self.stage,
+            "outcome": self.outcome.value,
+            "took_s": round(self.took_s, 6),
+            "ended": self.ended,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryRecord:
+    """A step of an engine's recovery, or of its replacement.
+
+    Attributes:
+        step: `lost`, `backoff`, `restart`, or `canary`.
+        restarts_left: of the budget.
+        delay_s: of a backoff.
+        error: what was lost and why, or why the canary failed.
+    """
+
+    at: datetime
+    step: str
+    restarts_left: int
+    delay_s: float | None = None
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "at": self.at.isoformat(),
+            "step": self.step,
+            "restarts_left": self.restarts_left,
+            "delay_s": self.delay_s,
+            "error": self.error,
+        }
+
+
 def _alike(one: Verdict, other: Verdict) -> bool:
     """Whether one record is enough for both."""
     same = (one.kind, one.signs.compiling) == (other.kind, other.signs.compiling)
@@ -110,6 +212,8 @@ class Progress:
     began_mono_s: float = 0.0
     ended_mono_s: float | None = None
     expected_s: float | None = None
+    # The phases so far, and when each began.
+    phases: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,36 +241,77 @@ class Snapshot:
         return allowed(self.state)
 
 
-class Journal:
-    """The transitions of one life, oldest first, at most JOURNAL_LIMIT of the newest.
+class Record(Protocol):
+    """What an entry of the journal holds."""
 
-    And the last VERDICTS_LIMIT verdicts; of those that say that all is well, a row of the same kind
-    is one record.
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that happened. `id` counts all that a life writes down, from 1."""
+
+    id: int
+    kind: Kind
+    record: Record
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"id": self.id, "event": self.kind.value, **self.record.as_dict()}
+
+
+def _id_of(entry: Entry) -> int:
+    return entry.id
+
+
+class Journal:
+    """All that has happened in one life, oldest first; of each kind at most so many of the newest.
+
+    One thread writes, any thread reads.
     """
 
     def __init__(self) -> None:
-        self._records: deque[TransitionRecord] = deque(maxlen=JOURNAL_LIMIT)
-        self._verdicts: deque[VerdictRecord] = deque(maxlen=VERDICTS_LIMIT)
+        self._entries: dict[Kind, deque[Entry]] = {
+            kind: deque(maxlen=limit) for kind, limit in LIMITS.items()
+        }
+        self.last_id = 0
 
-    def append(self, record: TransitionRecord) -> None:
-        self._records.append(record)
+    def add(self, kind: Kind, record: Record, *, instead: bool = False) -> None:
+        """Writes it down; with `instead`, in place of the newest of its kind."""
+        entries = self._entries[kind]
+        if instead:
+            entries.pop()
+        entries.append(Entry(self.last_id + 1, kind, record))
+        self.last_id += 1  # last: whoever sees the number finds the entry
+
+    def since(self, after: int) -> list[Entry]:
+        """The entries with a greater id, in the order of their ids."""
+        last_id = self.last_id  # before anything is read: what comes meanwhile comes next time
+        newer = (_between(tuple(entries), after, last_id) for entries in self._entries.values())
+        return list(heapq.merge(*newer, key=_id_of))
 
     def judged(self, verdict: Verdict, state: State, at: datetime) -> None:
-        last = self._verdicts[-1] if self._verdicts else None
+        """Of verdicts that say that all is well, a row of the same kind is one record."""
+        last = next(reversed(self.verdicts), None)
         if last is not None and last.state is state and _alike(last.verdict, verdict):
-            times = last.times + 1
-            self._verdicts[-1] = replace(last, until=at, verdict=verdict, times=times)
+            again = replace(last, until=at, verdict=verdict, times=last.times + 1)
+            self.add(Kind.VERDICT, again, instead=True)
         else:
-            self._verdicts.append(VerdictRecord(at, at, state, verdict))
+            self.add(Kind.VERDICT, VerdictRecord(at, at, state, verdict))
+
+    @property
+    def transitions(self) -> tuple[TransitionRecord, ...]:
+        return cast("tuple[TransitionRecord, ...]", self._records(Kind.TRANSITION))
 
     @property
     def verdicts(self) -> tuple[VerdictRecord, ...]:
-        """What the watchdog has found, oldest first."""
-        return tuple(self._verdicts)
+        """What the watchdog has found."""
+        return cast("tuple[VerdictRecord, ...]", self._records(Kind.VERDICT))
 
-    def __iter__(self) -> Iterator[TransitionRecord]:
-        # A copy: the control plane reads from another thread.
-        return iter(tuple(self._records))
+    def _records(self, kind: Kind) -> tuple[Record, ...]:
+        # A copy first: the control plane reads from another thread.
+        return tuple(entry.record for entry in tuple(self._entries[kind]))
 
-    def __len__(self) -> int:
-        return len(self._records)
+
+def _between(entries: Sequence[Entry], after: int, last: int) -> Sequence[Entry]:
+    begin = bisect.bisect_right(entries, after, key=_id_of)
+    return entries[begin : bisect.bisect_right(entries, last, key=_id_of)]

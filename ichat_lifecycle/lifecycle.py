@@ -27,7 +27,7 @@ from ichat_lifecycle.errors import (
     TransitionRefused,
 )
 from ichat_lifecycle.guards import Facts
-from ichat_lifecycle.journal import Journal, Reason, Snapshot
+from ichat_lifecycle.journal import Journal, Reason, Snapshot, StageOutcome
 from ichat_lifecycle.machine import Machine
 from ichat_lifecycle.ports import Case, Fault, Ports
 from ichat_lifecycle.recorder import Recorder
@@ -94,7 +94,8 @@ class Lifecycle:
             on_fault=self.post_fault,
             on_phase=self.report_phase,
             on_verdict=self._supervisor.on_verdict,
-            on_released=_log_release,
+            on_released=self._note_release,
+            on_stage=self.recorder.stage,
         )
         self._actions = Actions(ports, settings, self.resources, hooks)
         self._machine = Machine(self._take_facts, self._actions.by_name(), self._entered)
@@ -108,7 +109,7 @@ class Lifecycle:
 
     @property
     def journal(self) -> Journal:
-        """Every transition so far."""
+        """What has happened so far."""
         return self.recorder.journal
 
     @property
@@ -132,7 +133,10 @@ class Lifecycle:
 
     def report_phase(self, phase: str, fraction: float | None = None) -> None:
         """Tells how far a start has come."""
-        self._on_loop(self.recorder.phase, phase, fraction)
+        self._on_loop(self._take_phase, phase, fraction)
+
+    def _take_phase(self, phase: str, fraction: float | None) -> None:
+        self.recorder.phase(phase, fraction, self.monotonic())
 
     async def command(self, name: str, argument: Any = None) -> None:
         """Has the writer run `sleep`, `wake`, `reset_prefix_cache` or `restart`; on its loop only.
@@ -393,6 +397,13 @@ class Lifecycle:
             cause=self._cause_of(trigger),
         )
 
+    def _note_release(self, released: Released) -> None:
+        outcome = StageOutcome.DONE if released.error is None else StageOutcome.FAILED
+        if isinstance(released.error, TimeoutError):
+            outcome = StageOutcome.TIMED_OUT
+        stage = f"release {released.name}"
+        self.recorder.stage(stage, outcome, released.took_s, error=released.error)
+
     def _cause_of(self, trigger: Trigger) -> str | None:
         if trigger is Trigger.STOP:
             return Reason.of(self._cause).message if self._cause else self._stop_cause
@@ -542,12 +553,3 @@ def _result(task: asyncio.Task[T], what: str) -> T:
         # Nobody of ours did: as a CancelledError it would pass for a cancellation of run().
         raise StartError(f"{what} was cancelled from within", code="cancelled_from_within")
     return task.result()
-
-
-def _log_release(released: Released) -> None:
-    took_s = round(released.took_s, 3)
-    if released.error is None:
-        log.info("released", resource=released.name, took_s=took_s)
-    else:
-        error = repr(released.error)
-        log.error("release_failed", resource=released.name, took_s=took_s, error=error)

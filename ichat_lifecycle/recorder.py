@@ -11,9 +11,14 @@ import structlog
 
 from ichat_lifecycle.journal import (
     Journal,
+    Kind,
+    PhaseRecord,
     Progress,
     Reason,
+    RecoveryRecord,
     Snapshot,
+    StageOutcome,
+    StageRecord,
     TransitionRecord,
     verdict_as_dict,
 )
@@ -41,8 +46,9 @@ class Recorder:
 
     def begin(self, mono_s: float) -> None:
         """run() has begun."""
-        progress = replace(self.snapshot.progress, began_mono_s=mono_s)
-        self.publish(since=self._clock.now(), since_mono_s=mono_s, progress=progress)
+        began = _begun(self.snapshot.progress, self.snapshot.progress.phase, mono_s)
+        self._note_phase(began, mono_s)
+        self.publish(since=self._clock.now(), since_mono_s=mono_s, progress=began)
 
     def publish(self, **changes: Any) -> None:
         """Replaces the snapshot and tells the listeners; one that fails harms nobody."""
@@ -53,11 +59,54 @@ class Recorder:
             except Exception:
                 log.exception("listener_failed")
 
-    def phase(self, phase: str, fraction: float | None) -> None:
+    def phase(self, phase: str, fraction: float | None, mono_s: float) -> None:
         """How far a start has come; ignored once it has ended."""
         progress = self.snapshot.progress
-        if progress.ended_mono_s is None:
-            self.publish(progress=replace(progress, phase=phase, fraction=fraction))
+        if progress.ended_mono_s is not None:
+            return
+        same = phase == progress.phase
+        phases = progress.phases if same else (*progress.phases, (phase, mono_s))
+        progress = replace(progress, phase=phase, fraction=fraction, phases=phases)
+        self._note_phase(progress, mono_s, instead=same)
+        self.publish(progress=progress)
+
+    def _note_phase(self, progress: Progress, mono_s: float, *, instead: bool = False) -> None:
+        elapsed_s = mono_s - progress.began_mono_s
+        record = PhaseRecord(self._clock.now(), progress.phase, progress.fraction, elapsed_s)
+        self.journal.add(Kind.PHASE, record, instead=instead)
+
+    def stage(
+        self,
+        stage: str,
+        outcome: StageOutcome,
+        took_s: float,
+        *,
+        ended: int | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """A stage of a stop, a restart or a drain has ended."""
+        text = repr(error) if error is not None else None
+        record = StageRecord(self._clock.now(), stage, outcome, took_s, ended, text)
+        self.journal.add(Kind.STAGE, record)
+        self.publish()
+        tell = log.info if error is None else log.error
+        tell("stage", **{k: v for k, v in record.as_dict().items() if k != "at" and v is not None})
+
+    def recovery(
+        self,
+        step: str,
+        restarts_left: int,
+        *,
+        delay_s: float | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """A step of an engine's recovery, or of its replacement."""
+        text = str(error) or repr(error) if error is not None else None
+        record = RecoveryRecord(self._clock.now(), step, restarts_left, delay_s, text)
+        self.journal.add(Kind.RECOVERY, record)
+        self.publish()
+        fields = {k: v for k, v in record.as_dict().items() if k != "at" and v is not None}
+        log.info("recovery", **fields)
 
     def judged(self, verdict: Verdict) -> None:
         """What the watchdog has found."""
@@ -85,7 +134,10 @@ class Recorder:
         (self._ready.set if dest is State.READY else self._ready.clear)()
         now, old = self._clock.now(), self.snapshot
         record = TransitionRecord(old.seq + 1, trigger, source, dest, now, mono_s, took_s, cause)
-        self.journal.append(record)
+        self.journal.add(Kind.TRANSITION, record)
+        progress = _progress_in(dest, trigger, old.progress, mono_s)
+        if trigger is Trigger.RESTART_ENGINE:
+            self._note_phase(progress, mono_s)
         self.publish(
             state=dest,
             since=now,
@@ -94,15 +146,19 @@ class Recorder:
             reason=reason,
             restarts=old.restarts + (trigger is Trigger.RESTART_ENGINE),
             ever_ready=old.ever_ready or dest is State.READY,
-            progress=_progress_in(dest, trigger, old.progress, mono_s),
+            progress=progress,
         )
         fields = record.as_dict()
         log.info("transition", **{k: v for k, v in fields.items() if k != "at"})
 
 
+def _begun(progress: Progress, phase: str, mono_s: float) -> Progress:
+    return Progress(phase, None, mono_s, None, progress.expected_s, ((phase, mono_s),))
+
+
 def _progress_in(dest: State, trigger: Trigger, progress: Progress, mono_s: float) -> Progress:
     if trigger is Trigger.RESTART_ENGINE:
-        return Progress("restarting", None, mono_s, None, progress.expected_s)
+        return _begun(progress, "restarting", mono_s)
     if dest in (State.READY, State.STOPPING) and progress.ended_mono_s is None:
         phase = "ready" if dest is State.READY else progress.phase
         return replace(progress, phase=phase, fraction=None, ended_mono_s=mono_s)

@@ -19,7 +19,7 @@ from ichat_lifecycle.control import app as control_app
 from ichat_lifecycle.control.app import BODY_LIMIT, READ_ONLY_PATHS, EngineDesk, build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.errors import CommandFailed, DeadlineError, LifecycleError, TransitionRefused
-from ichat_lifecycle.journal import Journal, Reason, Snapshot, TransitionRecord
+from ichat_lifecycle.journal import Journal, Kind, Reason, Snapshot, TransitionRecord
 from ichat_lifecycle.states import State, Trigger
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
@@ -122,8 +122,9 @@ def test_the_lifecycle_is_shown_to_anybody_and_never_cached() -> None:
 def test_the_history_takes_up_where_a_client_left() -> None:
     bench = Bench()
     for seq in (1, 2):
-        bench.life.journal.append(
-            TransitionRecord(seq, Trigger.BIND, State.PARSED, State.BOUND, NOON, 1.0, 0.1, None)
+        bench.life.journal.add(
+            Kind.TRANSITION,
+            TransitionRecord(seq, Trigger.BIND, State.PARSED, State.BOUND, NOON, 1.0, 0.1, None),
         )
     assert [t["seq"] for t in bench.ask("GET", "/lifecycle/history").json()["transitions"]] == [
         1,

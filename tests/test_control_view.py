@@ -16,7 +16,7 @@ import pytest
 from ichat_lifecycle.config import Settings, Stop
 from ichat_lifecycle.control import view
 from ichat_lifecycle.control.loop_watch import LoopHealth
-from ichat_lifecycle.journal import Journal, Progress, Reason, Snapshot, TransitionRecord
+from ichat_lifecycle.journal import Journal, Kind, Progress, Reason, Snapshot, TransitionRecord
 from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, allowed
 
@@ -188,10 +188,11 @@ def test_a_document_mixes_no_two_states() -> None:
 def history(count: int) -> FakeLife:
     life = in_state(State.READY)
     for seq in range(1, count + 1):
-        life.journal.append(
+        life.journal.add(
+            Kind.TRANSITION,
             TransitionRecord(
                 seq, Trigger.DEGRADE, State.READY, State.DEGRADED, NOON, 1.0, 0.5, "why"
-            )
+            ),
         )
     return life
 

@@ -97,7 +97,7 @@ def test_the_old_engines_end_is_not_the_new_ones() -> None:
 def test_verdicts_on_the_old_engine_do_not_count_for_the_new_one() -> None:
     misses: list[tuple[float, Do]] = [(8.0, "probe_misses")] * 3
     life = lived((7.9, "restart"), *misses, settings=SHORT, until_s=25)
-    states = [record.dest for record in life.lifecycle.journal]
+    states = [record.dest for record in life.lifecycle.journal.transitions]
     assert states.count(State.DEGRADED) == 1
     assert life.error is None
 
@@ -122,7 +122,9 @@ def test_a_command_that_waits_is_refused_as_stopping_begins() -> None:
         engine_sleep=(Outcome(hang=True),), server_drained=(USUAL, Outcome(delay_s=5.0)),
     )  # fmt: skip
     refused = [at for at, what in life.happened if what.startswith("wake: ")]
-    stopping = next(r.mono_s for r in life.lifecycle.journal if r.dest is State.STOPPING)
+    stopping = next(
+        r.mono_s for r in life.lifecycle.journal.transitions if r.dest is State.STOPPING
+    )
     assert refused == [stopping]
 
 
@@ -131,7 +133,7 @@ def test_a_refused_trigger_does_not_change_how_long_the_next_one_took() -> None:
         plan = Plan(events=(Event(1.5, "fire", "recover"),), until_s=8.0)
         life = stage.live(plan, LifecycleBackend)
     assert [attempt.refused for attempt in life.attempts] == [True]
-    took = {record.trigger.value: record.took_s for record in life.lifecycle.journal}
+    took = {record.trigger.value: record.took_s for record in life.lifecycle.journal.transitions}
     assert took["start_engine"] == pytest.approx(2.0)
 
 
@@ -166,7 +168,7 @@ def test_a_probe_that_fails_as_the_watchdog_stops_is_heard() -> None:
 def test_an_engine_that_hangs_under_a_command_is_noticed_as_soon_as_any(command: Do) -> None:
     """Verdicts waited for the command's own deadline: for a minute nobody knew."""
     life = lived((7.9, "engine_freezes"), (8.0, command), settings=NO_RESTARTS, until_s=90.0)
-    degraded = next(r for r in life.lifecycle.journal if r.dest is State.DEGRADED)
+    degraded = next(r for r in life.lifecycle.journal.transitions if r.dest is State.DEGRADED)
     assert degraded.mono_s - 7.9 <= life.settings.health.interval + life.settings.health.timeout
     assert isinstance(life.error, EngineDiedError)
     assert life.error.code == "engine_hung"
@@ -178,7 +180,9 @@ def test_a_canary_that_an_engine_answers_in_its_sleep_does_not_make_it_ready() -
         (7.9, "sleep"), (10.0, "wake"), (13.0, "engine_falls_asleep"),
         until_s=40.0, probe_canary=(canary,),
     )  # fmt: skip
-    assert all(record.dest is not State.READY for record in list(life.lifecycle.journal)[4:])
+    assert all(
+        record.dest is not State.READY for record in list(life.lifecycle.journal.transitions)[4:]
+    )
 
 
 def test_a_stop_between_a_loss_and_the_restart_is_an_end_not_a_refused_trigger() -> None:

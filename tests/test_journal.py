@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ichat_lifecycle.journal import VERDICTS_LIMIT, Journal
+from ichat_lifecycle.journal import LIMITS, Journal, Kind, PhaseRecord
 from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State
 
@@ -46,7 +46,35 @@ def test_a_change_of_state_begins_another() -> None:
     assert [record.state for record in journal.verdicts] == [State.READY, State.DEGRADED]
 
 
+def test_a_reader_gets_what_is_newer_in_order_and_no_more() -> None:
+    journal = Journal()
+    for verdict in (IDLE, HUNG, BUSY):
+        journal.judged(verdict, State.READY, AT)
+        journal.add(Kind.PHASE, PhaseRecord(AT, "warm_up", None, 1.0))
+    seen = journal.since(0)
+    assert [entry.id for entry in seen] == [1, 2, 3, 4, 5, 6]
+    assert [entry.kind.value for entry in seen] == ["verdict", "phase"] * 3
+    assert journal.since(4) == seen[4:]
+    assert journal.since(6) == journal.since(7) == []
+
+
+def test_one_that_takes_another_ones_place_is_new() -> None:
+    journal = Journal()
+    journal.judged(IDLE, State.READY, AT)
+    journal.judged(IDLE, State.READY, AT)
+    (entry,) = journal.since(1)
+    assert (entry.id, entry.as_dict()["times"]) == (2, 2)
+    assert journal.since(0) == [entry]
+
+
+def test_an_entry_names_itself_and_its_kind() -> None:
+    journal = Journal()
+    journal.judged(HUNG, State.READY, AT)
+    document = journal.since(0)[0].as_dict()
+    assert (document["id"], document["event"], document["kind"]) == (1, "verdict", "hung")
+
+
 @pytest.mark.parametrize("more", [0, 1, 50])
 def test_the_oldest_go_when_there_are_too_many(more: int) -> None:
-    turns = [IDLE, BUSY] * ((VERDICTS_LIMIT + more) // 2)
-    assert len(recorded(*turns)) == min(len(turns), VERDICTS_LIMIT)
+    turns = [IDLE, BUSY] * ((LIMITS[Kind.VERDICT] + more) // 2)
+    assert len(recorded(*turns)) == min(len(turns), LIMITS[Kind.VERDICT])

@@ -24,7 +24,7 @@ from ichat_lifecycle.errors import (
     StopDeadlineError,
     TransitionRefused,
 )
-from ichat_lifecycle.journal import Snapshot
+from ichat_lifecycle.journal import Kind, Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
 from ichat_lifecycle.ports import Fault, Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import TABLE, State, Trigger
@@ -106,7 +106,7 @@ def check_invariants(life: Life) -> None:
         f"acquired {world.held}, released {world.released}"
     )
     assert all((state is State.READY) == was_set for state, was_set in life.ready_while)
-    records = list(life.lifecycle.journal)
+    records = list(life.lifecycle.journal.transitions)
     assert [r.seq for r in records] == list(range(1, len(records) + 1))
     assert all(a.mono_s <= b.mono_s and a.dest is b.source for a, b in itertools.pairwise(records))
     for record in records:
@@ -117,6 +117,14 @@ def check_invariants(life: Life) -> None:
             for row in TABLE
         )
     assert records[-1].dest in (State.STOPPED, State.STOPPING)
+
+
+def entries(life: Life, kind: Kind) -> list[dict[str, Any]]:
+    return [e.as_dict() for e in life.lifecycle.journal.since(0) if e.kind is kind]
+
+
+def stages(life: Life) -> list[dict[str, Any]]:
+    return entries(life, Kind.STAGE)
 
 
 async def until(lifecycle: Lifecycle, state: State, restarts: int = 0) -> None:
@@ -325,7 +333,7 @@ def test_a_second_stop_runs_no_action_and_both_callers_get_the_same_end() -> Non
 
     life = live(script, server_drained=Outcome(1))
     assert life.world.released == ORDER[::-1]
-    assert [r.trigger for r in life.lifecycle.journal].count(Trigger.STOP) == 1
+    assert [r.trigger for r in life.lifecycle.journal.transitions].count(Trigger.STOP) == 1
 
 
 def test_a_release_that_hangs_is_bounded_and_stopped_is_not_claimed() -> None:
@@ -769,7 +777,7 @@ def test_cancelling_run_drains_and_cancelling_what_ends_hurries_it(stopped_befor
         with pytest.raises(asyncio.CancelledError):
             await run
         assert life.states[-1] is State.STOPPED
-        stop = next(r for r in life.lifecycle.journal if r.trigger is Trigger.STOP)
+        stop = next(r for r in life.lifecycle.journal.transitions if r.trigger is Trigger.STOP)
         assert stop.cause == ("test" if stopped_before else "run() was cancelled")
         return asyncio.get_running_loop().time() - began, life.world.calls
 
@@ -819,7 +827,7 @@ def test_each_record_tells_how_long_its_action_took_and_why_it_was_made() -> Non
 
     settings = Settings.model_validate({"restart": {"max": 1}})
     life = live(script, settings=settings, binder_bind=Outcome(2), engine_start=Outcome(3))
-    first = [(r.trigger, round(r.took_s, 3), r.cause) for r in life.lifecycle.journal]
+    first = [(r.trigger, round(r.took_s, 3), r.cause) for r in life.lifecycle.journal.transitions]
     up = [(trigger, 0.0, None) for trigger in (Trigger.SERVE, Trigger.BECOME_READY)]
     missed = "the engine cannot be asked"
     assert first == [
@@ -899,7 +907,10 @@ def test_a_life_that_is_ended_from_outside_the_engine_drains_and_keeps_the_cause
     life = live(script, server_drained=Outcome(2))
     assert life.error is causes[0]
     assert not getattr(life.error, "__notes__", [])
-    assert next(r.cause for r in life.lifecycle.journal if r.trigger is Trigger.STOP) == "refused"
+    assert (
+        next(r.cause for r in life.lifecycle.journal.transitions if r.trigger is Trigger.STOP)
+        == "refused"
+    )
     assert life.took_s == pytest.approx(2, abs=0.5)
     assert "engine.release" in life.world.calls
 
@@ -995,7 +1006,7 @@ def test_a_drain_or_a_cut_that_goes_on_is_left_by_its_name(
 
 
 @pytest.mark.parametrize("cut_fails", [False, True])
-def test_a_drain_that_fails_is_logged_and_so_is_a_cut(cut_fails: bool) -> None:
+def test_a_drain_that_fails_is_recorded_and_so_is_a_cut(cut_fails: bool) -> None:
     with structlog.testing.capture_logs() as logs:
         life = live(
             stop_when_ready,
@@ -1004,8 +1015,15 @@ def test_a_drain_that_fails_is_logged_and_so_is_a_cut(cut_fails: bool) -> None:
         )
     assert life.error is None
     assert "server.cut" in life.world.calls
-    told = [event["event"] for event in logs if event["event"].startswith(("drain", "cut"))]
-    assert told == ["drain_failed", *(["cut_failed", "cut_incomplete"] if cut_fails else [])]
+    drain, cut = stages(life)[:2]
+    assert (drain["stage"], drain["outcome"], drain["error"]) == (
+        "drain",
+        "failed",
+        "OSError('no')",
+    )
+    assert (cut["stage"], cut["outcome"]) == ("cut", "failed" if cut_fails else "done")
+    told = [event["event"] for event in logs]
+    assert ("cut_incomplete" in told) is cut_fails
 
 
 def test_an_end_that_breaks_is_not_hidden_by_a_cancellation_of_the_same_moment(
@@ -1028,15 +1046,17 @@ def test_an_end_that_breaks_is_not_hidden_by_a_cancellation_of_the_same_moment(
     run_virtual(main())
 
 
-def test_every_release_is_logged_and_a_failed_one_as_an_error() -> None:
+def test_every_release_is_recorded_and_logged_and_a_failed_one_as_an_error() -> None:
     with structlog.testing.capture_logs() as logs:
-        live(stop_when_ready, engine_release=Outcome(2.0126, OSError("late")))
-    told = [e for e in logs if e["event"] in ("released", "release_failed")]
-    assert [e["resource"] for e in told] == ORDER[::-1]
-    failed = [e for e in told if e["event"] == "release_failed"]
-    assert [(e["resource"], e["took_s"], e["error"]) for e in failed] == [
-        ("engine", 2.013, "OSError('late')")
+        life = live(stop_when_ready, engine_release=Outcome(2.0126, OSError("late")))
+    recorded = stages(life)
+    assert [r["stage"] for r in recorded] == ["drain", *(f"release {name}" for name in ORDER[::-1])]
+    assert [(r["stage"], r["took_s"], r["error"]) for r in recorded if r["outcome"] != "done"] == [
+        ("release engine", 2.0126, "OSError('late')")
     ]
+    told = [e for e in logs if e["event"] == "stage"]
+    assert [e["stage"] for e in told] == [r["stage"] for r in recorded]
+    assert [e["stage"] for e in told if e["log_level"] == "error"] == ["release engine"]
 
 
 @pytest.mark.parametrize("ignores_s", [0, 1.2])
@@ -1290,8 +1310,10 @@ def test_evidence_that_cannot_be_saved_changes_nothing_else(
     error = OSError("planned: evidence.save") if outcome.error else DeadlineError(limit)
     assert warning["error"] == repr(error)
     assert warning["log_level"] == "warning"
-    degraded = next(r.mono_s for r in life.lifecycle.journal if r.dest is State.DEGRADED)
-    left = list(life.lifecycle.journal)[5].mono_s
+    degraded = next(
+        r.mono_s for r in life.lifecycle.journal.transitions if r.dest is State.DEGRADED
+    )
+    left = list(life.lifecycle.journal.transitions)[5].mono_s
     assert left - degraded == pytest.approx(
         settings.health.evidence_timeout if outcome.hang else 0.0, abs=0.1
     )
@@ -1368,3 +1390,106 @@ def test_a_verdict_under_a_command_is_judged_at_once(command: str) -> None:
     assert isinstance(life.error, EngineDiedError)
     assert life.error.code == "engine_hung"
     assert life.took_s < 30
+
+
+# --- the journal
+
+
+def test_a_drain_and_a_cut_tell_how_many_requests_ended() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        world.in_flight = 3
+        asyncio.get_running_loop().call_later(2, setattr, world, "in_flight", 1)
+        lifecycle.ask_to_stop("test")
+
+    life = live(script, server_drained=Outcome(hang=True))
+    drain, cut = stages(life)[:2]
+    assert (drain["stage"], drain["outcome"], drain["took_s"]) == ("drain", "timed_out", 12)
+    assert drain["ended"] == 2
+    assert (cut["stage"], cut["outcome"], cut["ended"]) == ("cut", "done", 0)
+    assert all(stage["ended"] is None for stage in stages(life)[2:])
+
+
+def test_a_second_stop_interrupts_the_drain() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        lifecycle.ask_to_stop("test")
+        await asyncio.sleep(3)
+        lifecycle.ask_to_stop("again", now=True)
+
+    drain = stages(live(script, server_drained=Outcome(hang=True)))[0]
+    assert (drain["outcome"], drain["took_s"]) == ("interrupted", 3)
+
+
+def test_a_release_past_its_deadline_is_told_from_one_that_failed() -> None:
+    life = live(
+        stop_when_ready,
+        engine_release=Outcome(hang=True),
+        server_detach=Outcome(error=OSError("no")),
+    )
+    outcomes = {stage["stage"]: stage["outcome"] for stage in stages(life)}
+    assert outcomes["release app"] == "failed"
+    assert outcomes["release engine"] == "timed_out"
+    assert outcomes["release socket"] == "done"
+
+
+def test_the_phases_of_a_start_are_recorded_with_their_times() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.ENGINE_UP)
+        lifecycle.report_phase("building_app", 0.5)
+        await until(lifecycle, State.READY)
+        lifecycle.ask_to_stop("test")
+
+    life = live(script, engine_start=Outcome(2), server_attach=Outcome(1))
+    recorded = entries(life, Kind.PHASE)
+    assert [(e["phase"], e["fraction"], e["elapsed_s"]) for e in recorded] == [
+        ("starting", None, 0),
+        ("importing", None, 0),
+        ("loading_weights", 0.5, 0),
+        ("building_app", 0.5, 2),
+        ("waiting_for_health", None, 3),
+        ("warm_up", None, 3),
+    ]
+    progress = life.lifecycle.snapshot.progress
+    assert progress.phases == tuple((e["phase"], e["elapsed_s"]) for e in recorded)
+
+
+def test_each_step_of_a_recovery_is_recorded_with_what_is_left_of_the_budget() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        for restarts in range(3):
+            await until(lifecycle, State.READY, restarts)
+            lifecycle.post_fault(Fault("engine_died", "gone"))
+        await lifecycle.ended()
+
+    life = live(script, settings=Settings.model_validate({"restart": {"max": 2}}))
+    recorded = entries(life, Kind.RECOVERY)
+    assert [(e["step"], e["restarts_left"]) for e in recorded] == [
+        *(("lost", 2), ("restart", 2)),
+        *(("lost", 1), ("backoff", 1), ("restart", 1)),
+        ("lost", 0),
+    ]
+    assert "gone" in recorded[0]["error"]
+    assert 0 < recorded[3]["delay_s"] <= 1
+    phases = [entry["phase"] for entry in entries(life, Kind.PHASE)]
+    assert phases.count("restarting") == 2
+
+
+def test_a_canary_that_fails_is_a_step_of_the_recovery() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        say(world, MISSED)
+        await until(lifecycle, State.DEGRADED)
+        say(world, HEALTHY, HEALTHY)
+        await asyncio.sleep(1)
+        lifecycle.ask_to_stop("test")
+
+    life = live(script, probe_canary=Outcome(error=OSError("wrong text")))
+    (canary,) = entries(life, Kind.RECOVERY)
+    assert (canary["step"], canary["error"]) == ("canary", "wrong text")
+
+
+def test_the_ids_count_all_that_happened() -> None:
+    journal = live(stop_when_ready).lifecycle.journal
+    seen = journal.since(0)
+    assert [entry.id for entry in seen] == list(range(1, journal.last_id + 1))
+    assert {entry.kind for entry in seen} >= {Kind.TRANSITION, Kind.PHASE, Kind.STAGE}

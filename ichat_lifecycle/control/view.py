@@ -108,7 +108,9 @@ def history_document(life: Life, after: int = 0) -> dict[str, Any]:
     """The body of `GET /lifecycle/history`: the transitions with a `seq` above `after`, and what
     the watchdog has found lately, on what evidence."""
     return {
-        "transitions": [record.as_dict() for record in life.journal if record.seq > after],
+        "transitions": [
+            record.as_dict() for record in life.journal.transitions if record.seq > after
+        ],
         "verdicts": [record.as_dict() for record in life.journal.verdicts],
     }
 

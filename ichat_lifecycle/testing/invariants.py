@@ -118,7 +118,7 @@ def _unproved(life: Life, calls: int, source: State, at_s: float) -> Iterator[st
 def nothing_leaves_stopping(life: Life) -> Iterator[str]:
     """3. Nothing leaves STOPPING but to STOPPED; a second stop runs no action; all see one end."""
     stopping = _stopping_s(life)
-    records = list(life.lifecycle.journal)
+    records = life.lifecycle.journal.transitions
     for record in records:
         if record.source is State.STOPPING and record.dest is not State.STOPPED:
             yield f"STOPPING was left to {record.dest} by {record.trigger}"
@@ -141,7 +141,9 @@ def nothing_leaves_stopping(life: Life) -> Iterator[str]:
 
 def _stopping_s(life: Life) -> float | None:
     """When STOPPING began; None if it never did."""
-    return next((r.mono_s for r in life.lifecycle.journal if r.dest is State.STOPPING), None)
+    return next(
+        (r.mono_s for r in life.lifecycle.journal.transitions if r.dest is State.STOPPING), None
+    )
 
 
 def ends_within_the_bound(life: Life) -> Iterator[str]:
@@ -163,7 +165,10 @@ def ends_within_the_bound(life: Life) -> Iterator[str]:
         State.SERVING: start.ready_timeout + start.bind_timeout + cancel + evidence,
         State.PARSED: start.arguments_timeout + 3 * start.bind_timeout + 3 * cancel,
     }
-    entries = [(State.PARSED, 0.0), *((r.dest, r.mono_s) for r in life.lifecycle.journal)]
+    entries = [
+        (State.PARSED, 0.0),
+        *((r.dest, r.mono_s) for r in life.lifecycle.journal.transitions),
+    ]
     for (state, since), (_, until) in itertools.pairwise(entries):
         limit = limits.get(state, float("inf"))
         if until - since > limit + cancel + life.blocked_s + EPSILON_S:
@@ -293,7 +298,7 @@ def no_request_is_lost(life: Life) -> Iterator[str]:
 
 def history_is_a_path(life: Life) -> Iterator[str]:
     """9. The history is a path of the table, numbered without gaps, in monotonic time."""
-    records = list(life.lifecycle.journal)
+    records = life.lifecycle.journal.transitions
     if [record.seq for record in records] != list(range(1, len(records) + 1)):
         yield f"sequence numbers {[record.seq for record in records]}"
     if records and records[0].source is not State.PARSED:

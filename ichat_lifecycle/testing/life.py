@@ -367,7 +367,13 @@ class Life:
     def _visible(self) -> tuple[Any, ...]:
         touched, calls = len(self.world.touched), len(self.world.history)
         snapshot = self.lifecycle.snapshot
-        return snapshot, len(self.lifecycle.journal), self.ready.is_set(), touched, calls
+        return (
+            snapshot,
+            len(self.lifecycle.journal.transitions),
+            self.ready.is_set(),
+            touched,
+            calls,
+        )
 
 
 DEFAULTS = Settings()

@@ -28,7 +28,7 @@ def timeline(life: Life) -> Iterator[str]:
 
 
 def _transitions(life: Life) -> Iterator[tuple[float, int, str]]:
-    for record in life.lifecycle.journal:
+    for record in life.lifecycle.journal.transitions:
         cause = f"  ({record.cause})" if record.cause else ""
         text = f"{record.source} -> {record.dest}  by {record.trigger}{cause}"
         yield record.mono_s, 2, text
