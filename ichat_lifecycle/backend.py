@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import multiprocessing
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ from ichat_lifecycle.base_backend import LifecycleBackend
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
+from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.loop_watch import LoopWatch
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s
@@ -116,6 +118,8 @@ class VLLMBackend(LifecycleBackend):
             self._arguments.validate_now()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_watch = LoopWatch()
+        self.start_id = secrets.token_hex(6)
+        self._control_bell, self._main_bell = Bell(), Bell()
         self.secrets = Secrets()
         self.secrets.collect_environment(os.environ)
         self.secrets.add(self.options.control_token)
@@ -138,6 +142,7 @@ class VLLMBackend(LifecycleBackend):
         heartbeat = self._heartbeat()
         companions = (heartbeat,) if heartbeat else ()
         super().__init__(self._ports(companions), options.settings, ready_event)
+        self.lifecycle.listeners.extend([self._control_bell.ring, self._main_bell.ring])
         if heartbeat:
             self.lifecycle.listeners.append(heartbeat.changed)
 
@@ -161,6 +166,7 @@ class VLLMBackend(LifecycleBackend):
             self.options.control_port,
             None if self._scan.uds else self._scan.port,
             self.options.announce,
+            self._control_bell.close,
         )
         probe = HttpProbe(self._target, settings.warm_up)
         senses = Senses(
@@ -175,7 +181,13 @@ class VLLMBackend(LifecycleBackend):
             arguments=self._arguments,
             binder=self.binder,
             engine=self.engine,
-            server=UvicornServer(self.gate, self._uvicorn_options, builder, self._ssl_refresher),
+            server=UvicornServer(
+                self.gate,
+                self._uvicorn_options,
+                builder,
+                self._ssl_refresher,
+                self._main_bell.close,
+            ),
             probe=probe,
             watchdog=EngineWatchdog(senses, settings.health),
             clock=SystemClock(),
@@ -215,6 +227,7 @@ class VLLMBackend(LifecycleBackend):
             token=self.options.control_token,
             engine=desk,
             loop=self._loop_watch.health,
+            events=Events(self.lifecycle, self.start_id, self._control_bell),
         )
 
     async def _answer_own_route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -230,6 +243,7 @@ class VLLMBackend(LifecycleBackend):
                 engine=desk,
                 read_only=True,
                 loop=self._loop_watch.health,
+                events=Events(self.lifecycle, self.start_id, self._main_bell),
             )
         return self._own_app
 

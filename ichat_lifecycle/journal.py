@@ -274,12 +274,15 @@ class Journal:
             kind: deque(maxlen=limit) for kind, limit in LIMITS.items()
         }
         self.last_id = 0
+        self.dropped_id = 0  # up to here something may be missing
 
     def add(self, kind: Kind, record: Record, *, instead: bool = False) -> None:
         """Writes it down; with `instead`, in place of the newest of its kind."""
         entries = self._entries[kind]
         if instead:
             entries.pop()
+        elif len(entries) == entries.maxlen:
+            self.dropped_id = max(self.dropped_id, entries[0].id)
         entries.append(Entry(self.last_id + 1, kind, record))
         self.last_id += 1  # last: whoever sees the number finds the entry
 

@@ -18,6 +18,7 @@ from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control import app as control_app
 from ichat_lifecycle.control.app import BODY_LIMIT, READ_ONLY_PATHS, EngineDesk, build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
+from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.errors import CommandFailed, DeadlineError, LifecycleError, TransitionRefused
 from ichat_lifecycle.journal import Journal, Kind, Reason, Snapshot, TransitionRecord
 from ichat_lifecycle.states import State, Trigger
@@ -87,7 +88,14 @@ class Bench:
         self.identity = FakeIdentity()
         self.raising = True
         self.desk = FakeDesk()
-        self.options: dict[str, Any] = {"token": TOKEN, "engine": self.desk, **options}
+        bell = Bell()
+        bell.close()  # so that a stream ends at once
+        self.options: dict[str, Any] = {
+            "token": TOKEN,
+            "engine": self.desk,
+            "events": Events(self.life, "5eed", bell),
+            **options,
+        }
         self.app = build_control_app(self.life, self.identity, **self.options)
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:

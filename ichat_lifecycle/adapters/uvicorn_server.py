@@ -54,6 +54,7 @@ class UvicornServer:
         options: gives Uvicorn's options as `vllm serve` would set them.
         builder: builds the app that is attached.
         refresher: makes vLLM's refresher of TLS certificates from an SSL context, where asked for.
+        on_closing: called before connections are waited for, to end answers that would go on.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class UvicornServer:
         options: Callable[[], Mapping[str, Any]],
         builder: AppBuilder,
         refresher: Callable[[uvicorn.Config], Any | None] = lambda config: None,
+        on_closing: Callable[[], None] = lambda: None,
     ) -> None:
         self._gate = gate
         self._options = options
         self._builder = builder
         self._make_refresher = refresher
+        self._on_closing = on_closing
         self._refresher: Any | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -154,6 +157,7 @@ class UvicornServer:
     async def close(self) -> None:
         """Closes the listener and every connection."""
         self._closing = True
+        self._on_closing()
         if self._refresher is not None:
             self._refresher.stop()
         server, task = self._server, self._task

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Protocol
 
 import structlog
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ichat_lifecycle import __version__
+from ichat_lifecycle.control.events import EVENT_STREAM, Events
 from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.control.view import (
     UNAVAILABLE,
@@ -58,6 +59,7 @@ MESSAGE_LIMIT = 300
 READ_ONLY_PATHS = (
     "/lifecycle",
     "/lifecycle/history",
+    "/lifecycle/events",
     "/lifecycle/engine",
     "/livez",
     "/readyz",
@@ -114,6 +116,7 @@ def build_control_app(
     engine: EngineDesk | None = None,
     read_only: bool = False,
     loop: Callable[[], LoopHealth] = LoopHealth,
+    events: Events | None = None,
 ) -> FastAPI:
     """The app with all routes.
 
@@ -122,6 +125,7 @@ def build_control_app(
         engine: None (default): no `/lifecycle/engine` and no POST routes.
         read_only: leaves out the POST routes and the OpenAPI pages; for the main port.
         loop: how the worker's event loop is; by default it is well.
+        events: None (default): no `/lifecycle/events`.
     """
     app = FastAPI(
         title="ichat_lifecycle control plane",
@@ -132,6 +136,8 @@ def build_control_app(
     )
     app.add_middleware(_BodyLimit)
     known = _add_reads(app, _Reads(life, identity, engine, loop), with_engine=engine is not None)
+    if events is not None:
+        known += _add_events(app, events)
     if engine is not None and not read_only:
         known += _add_commands(app, _Commands(life, identity, engine, loop), _TokenGuard(token))
     _add_error_handlers(app, tuple(known))
@@ -155,6 +161,20 @@ def _add_reads(app: FastAPI, reads: _Reads, *, with_engine: bool) -> list[str]:
             path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False
         )
     return [f"GET {path}" for path in routes]
+
+
+def _add_events(app: FastAPI, events: Events) -> list[str]:
+    async def stream(last_event_id: Annotated[str | None, Header()] = None) -> Response:
+        """All that has happened and happens, as server-sent events; see control/events.py."""
+        return events.response(last_event_id)
+
+    async def head() -> Response:
+        return Response(media_type=EVENT_STREAM)
+
+    path = "/lifecycle/events"
+    app.add_api_route(path, stream, methods=["GET"], response_model=None)
+    app.add_api_route(path, head, methods=["HEAD"], response_model=None, include_in_schema=False)
+    return ["GET /lifecycle/events"]
 
 
 def _add_commands(app: FastAPI, commands: _Commands, guard: _TokenGuard) -> list[str]:

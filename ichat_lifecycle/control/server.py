@@ -60,6 +60,8 @@ class ControlPlane:
         port: None: `main_port` + 10000, or any free port where that is no valid one. 0: any free.
         main_port: the worker's main port; None or 0 where it has none yet, or a Unix socket.
         announce: told the URL once it answers, on the caller's loop.
+        on_stopping: called in the new thread before connections are waited for, to end answers
+            that would go on for ever.
 
     After start(): `address` is host and port as bound, `url` how a client here would write them.
     """
@@ -73,6 +75,7 @@ class ControlPlane:
         port: int | None,
         main_port: int | None,
         announce: Callable[[str], None],
+        on_stopping: Callable[[], None] = lambda: None,
     ) -> None:
         self.address: tuple[str, int] = (host, 0)
         self.url = ""
@@ -81,6 +84,7 @@ class ControlPlane:
         self._port = port
         self._main_port = main_port
         self._announce = announce
+        self._on_stopping = on_stopping
         self._thread: threading.Thread | None = None
         self._server: _Server | None = None
         self._stop_asked = threading.Event()
@@ -186,7 +190,12 @@ class ControlPlane:
             timeout_keep_alive=KEEP_ALIVE_S,
             h11_max_incomplete_event_size=HEADERS_LIMIT,
         )
-        self._server = _Server(config, self._stop_asked, lambda: self._answering.set_result(None))
+        self._server = _Server(
+            config,
+            self._stop_asked,
+            lambda: self._answering.set_result(None),
+            self._on_stopping,
+        )
         await self._server.serve(sockets=[sock])
 
     def _fail(self, error: BaseException) -> None:
@@ -209,10 +218,12 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         stop_asked: threading.Event,
         on_answering: Callable[[], None],
+        on_stopping: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._stop_asked = stop_asked
         self._on_answering = on_answering
+        self._on_stopping = on_stopping
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -227,6 +238,7 @@ class _Server(uvicorn.Server):
         return self._stop_asked.is_set() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stopping()
         try:
             async with asyncio.timeout(GRACE_S):
                 await super().shutdown(sockets)

@@ -1,0 +1,119 @@
+"""`GET /lifecycle/events`: the journal as server-sent events, from any entry on.
+
+Readers pull: each has a number, its last entry's, and asks the journal for what is newer whenever
+something has come. Nothing is queued for anybody, so that a reader that is slow or dead costs the
+worker nothing; one that stays away for so long that the journal has dropped what it lacks is told.
+
+An event's id is `START-NUMBER`. The start tells one life from the next: a reader that reconnects
+to a worker that has been restarted gets the new life from its beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+
+from ichat_lifecycle.control.view import Life
+
+EVENT_STREAM = "text/event-stream"
+KEEP_ALIVE_S = 15.0
+# So long a browser waits before it asks again.
+RETRY_MS = 1000
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx would collect events
+}
+
+
+class Bell:
+    """Rings on a reader's loop when something has happened on the worker's.
+
+    However often it is rung before anybody looks, it wakes each reader once. One for each loop.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._rung = asyncio.Event()
+        self._pending = False
+
+    def ring(self, *_: object) -> None:
+        """From any thread; a listener of the lifecycle's."""
+        loop = self._loop
+        if loop is None or self._pending:
+            return
+        self._pending = True
+        with contextlib.suppress(RuntimeError):  # it has closed
+            loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._pending = False  # before anybody looks: what comes after that rings again
+        self._rung.set()
+        self._rung = asyncio.Event()
+
+    def close(self) -> None:
+        """Ends all streams, each after what has happened by now; on the readers' loop."""
+        self.closed = True
+        self._wake()
+
+    def listen(self) -> None:
+        """Before the journal is read for the first time; on the readers' loop."""
+        self._loop = asyncio.get_running_loop()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether it rings within so many seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._rung.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Events:
+    """The stream of one life, for any number of readers of one loop.
+
+    Args:
+        start_id: tells this life from others of the same worker.
+    """
+
+    def __init__(self, life: Life, start_id: str, bell: Bell) -> None:
+        self._life = life
+        self._start_id = start_id
+        self._bell = bell
+
+    def response(self, last_event_id: str | None) -> StreamingResponse:
+        """What is newer than `last_event_id`, and then whatever happens; without one, all."""
+        stream = self._stream(self._number_in(last_event_id))
+        return StreamingResponse(stream, media_type=EVENT_STREAM, headers=HEADERS)
+
+    def _number_in(self, last_event_id: str | None) -> int:
+        start_id, _, number = (last_event_id or "").rpartition("-")
+        if start_id != self._start_id or not (number.isascii() and number.isdigit()):
+            return 0
+        return min(int(number), self._life.journal.last_id)
+
+    async def _stream(self, after: int) -> AsyncIterator[str]:
+        yield f"retry: {RETRY_MS}\n\n"
+        self._bell.listen()
+        if 0 < after < self._life.journal.dropped_id:
+            yield self._event(after, "gap", {"after": after, "to": self._life.journal.dropped_id})
+        while True:
+            closed = self._bell.closed  # before the journal is read: nothing is left out
+            for entry in self._life.journal.since(after):
+                yield self._event(entry.id, entry.kind.value, entry.as_dict())
+                after = entry.id
+            if closed:
+                return
+            if self._life.journal.last_id == after and not await self._bell.wait(KEEP_ALIVE_S):
+                yield ": keep-alive\n\n"
+
+    def _event(self, number: int, name: str, document: dict[str, Any]) -> str:
+        data = json.dumps(document, separators=(",", ":"))
+        return f"id: {self._start_id}-{number}\nevent: {name}\ndata: {data}\n\n"
