@@ -7,15 +7,15 @@ to it later. So no connection is refused while the model loads or the engine res
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
 from ichat_lifecycle.adapters.gate import App, Gate
+from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.bounds import error_of
 from ichat_lifecycle.errors import ArgumentsError, StartError
 from ichat_lifecycle.ports import Fault, FaultReport
@@ -28,22 +28,6 @@ class AppBuilder(Protocol):
     """Builds the engine's ASGI app."""
 
     async def build(self) -> App: ...
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn that leaves signals alone and tells when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # signals belong to the worker alone
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self.listening.set()
 
 
 class UvicornServer:
@@ -71,7 +55,7 @@ class UvicornServer:
         self._make_refresher = refresher
         self._on_closing = on_closing
         self._refresher: Any | None = None
-        self._server: _Server | None = None
+        self._server: PromptServer | None = None
         self._task: asyncio.Task[None] | None = None
         self._lifespan: LifespanOn | None = None
         self._closing = False
@@ -83,7 +67,7 @@ class UvicornServer:
     async def open(self, sock: socket.socket | None, on_fault: FaultReport) -> None:
         """Serves the gate on the socket; returns once it listens."""
         config = self._config()
-        self._server = server = _Server(config)
+        self._server = server = PromptServer(config)
         self._refresher = self._make_refresher(config)
         self._task = asyncio.create_task(
             server.serve(sockets=[sock] if sock else None), name="uvicorn"
@@ -167,6 +151,7 @@ class UvicornServer:
             # Uvicorn skips its shutdown when asked to exit during its start-up.
             task.cancel()
         server.should_exit = True
+        server.wake()
         try:
             await asyncio.wait({task})
         finally:

@@ -15,13 +15,14 @@ import contextlib
 import errno
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.errors import (
     AddressError,
     ArgumentsError,
@@ -125,6 +126,8 @@ class ControlPlane:
         self._stop_asked.set()
         if self._thread is None:
             return
+        if self._server is not None:
+            self._server.wake_from_outside()
         if not await self._has_ended(STOP_S):
             if self._server is not None:
                 self._server.force_exit = True
@@ -210,8 +213,8 @@ class ControlPlane:
             self._answering.set_exception(failure)
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn that leaves signals alone, and whose shutdown is bounded."""
+class _Server(PromptServer):
+    """One that another thread stops, and whose shutdown is bounded."""
 
     def __init__(
         self,
@@ -221,13 +224,15 @@ class _Server(uvicorn.Server):
         on_stopping: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._loop = asyncio.get_running_loop()
         self._stop_asked = stop_asked
         self._on_answering = on_answering
         self._on_stopping = on_stopping
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # signals belong to the worker alone
+    def wake_from_outside(self) -> None:
+        """Has `stop_asked` looked at now, from any thread."""
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            self._loop.call_soon_threadsafe(self.wake)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
