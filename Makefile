@@ -69,7 +69,8 @@ serve: export VLLM_CPU_KVCACHE_SPACE = 1
 serve: export VLLM_NO_USAGE_STATS = 1
 serve: export HF_HUB_OFFLINE = 1
 serve: setup $(DEMO)/config.json ## serve a tiny demo model (PORT=8000)
-	@exec .venv/bin/ichat-lifecycle serve --model-path $(DEMO) --served-model-name demo \
+	@exec .venv/bin/python -m ichat_lifecycle.adapters.foreground \
+	  .venv/bin/ichat-lifecycle serve --model-path $(DEMO) --served-model-name demo \
 	  --host 127.0.0.1 --port $(PORT) --max-model-len 512 --enforce-eager --dtype bfloat16
 
 test: setup ## all tests, those with a real engine too

@@ -303,14 +303,15 @@ class Journal:
 
     @property
     def transitions(self) -> tuple[TransitionRecord, ...]:
-        return cast("tuple[TransitionRecord, ...]", self._records(Kind.TRANSITION))
+        return cast("tuple[TransitionRecord, ...]", self.records(Kind.TRANSITION))
 
     @property
     def verdicts(self) -> tuple[VerdictRecord, ...]:
         """What the watchdog has found."""
-        return cast("tuple[VerdictRecord, ...]", self._records(Kind.VERDICT))
+        return cast("tuple[VerdictRecord, ...]", self.records(Kind.VERDICT))
 
-    def _records(self, kind: Kind) -> tuple[Record, ...]:
+    def records(self, kind: Kind) -> tuple[Record, ...]:
+        """What it holds of one kind, oldest first."""
         # A copy first: the control plane reads from another thread.
         return tuple(entry.record for entry in tuple(self._entries[kind]))
 

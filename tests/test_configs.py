@@ -19,6 +19,7 @@ from ichat_lifecycle.cli import build_parser
 from ichat_lifecycle.config import Seconds, Settings, load_settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
+from ichat_lifecycle.control.events import Events
 from ichat_lifecycle.errors import ExitCode
 from ichat_lifecycle.states import State
 from ichat_lifecycle.worker import LAST_RESORT_MARGIN_S, TOKEN_VARIABLE
@@ -150,7 +151,8 @@ def flat(text: str) -> str:
 def routes() -> set[str]:
     """Each route of the control plane, as METHOD PATH."""
     nobody = cast(Any, None)
-    app = build_control_app(nobody, nobody, engine=LoopDesk(nobody, nobody, asyncio.get_event_loop))
+    desk = LoopDesk(nobody, nobody, asyncio.get_event_loop)
+    app = build_control_app(nobody, nobody, engine=desk, events=Events(nobody, "", nobody))
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     return {f"{method} {r.path}" for r in found for method in r.methods if method != "HEAD"}
 

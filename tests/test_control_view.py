@@ -16,7 +16,18 @@ import pytest
 from ichat_lifecycle.config import Settings, Stop
 from ichat_lifecycle.control import view
 from ichat_lifecycle.control.loop_watch import LoopHealth
-from ichat_lifecycle.journal import Journal, Kind, Progress, Reason, Snapshot, TransitionRecord
+from ichat_lifecycle.journal import (
+    Journal,
+    Kind,
+    PhaseRecord,
+    Progress,
+    Reason,
+    RecoveryRecord,
+    Snapshot,
+    StageOutcome,
+    StageRecord,
+    TransitionRecord,
+)
 from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, allowed
 
@@ -215,6 +226,20 @@ def test_the_history_gives_each_transition_whole_and_in_order() -> None:
 def test_the_history_after_a_sequence_number(after: int, seqs: list[int]) -> None:
     transitions = view.history_document(history(3), after)["transitions"]
     assert [transition["seq"] for transition in transitions] == seqs
+
+
+def test_the_history_has_all_that_the_journal_keeps() -> None:
+    life = history(1)
+    life.journal.add(Kind.STAGE, StageRecord(NOON, "drain", StageOutcome.DONE, 1.25, ended=4))
+    life.journal.add(Kind.RECOVERY, RecoveryRecord(NOON, "backoff", 2, delay_s=1.5))
+    life.journal.add(Kind.PHASE, PhaseRecord(NOON, "loading_weights", 0.5, 3.0))
+    document = view.history_document(life, after=1)
+    assert set(document) == {"transitions", "verdicts", "phases", "stages", "recoveries"}
+    assert (document["transitions"], document["verdicts"]) == ([], [])
+    (stage,), (step,), (phase,) = (document[k] for k in ("stages", "recoveries", "phases"))
+    assert (stage["stage"], stage["took_s"], stage["ended"]) == ("drain", 1.25, 4)
+    assert (step["step"], step["delay_s"]) == ("backoff", 1.5)
+    assert (phase["phase"], phase["fraction"]) == ("loading_weights", 0.5)
 
 
 ALIVE = dict.fromkeys(State, 200) | {State.STOPPED: 503}

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control.loop_watch import LoopHealth
-from ichat_lifecycle.journal import Journal, Progress, Snapshot, verdict_as_dict
+from ichat_lifecycle.journal import Journal, Kind, Progress, Snapshot, verdict_as_dict
 from ichat_lifecycle.ports import Verdict
 from ichat_lifecycle.states import State
 
@@ -104,15 +104,25 @@ def lifecycle_document(
     }
 
 
+_HISTORY = {
+    "verdicts": Kind.VERDICT,
+    "phases": Kind.PHASE,
+    "stages": Kind.STAGE,
+    "recoveries": Kind.RECOVERY,
+}
+
+
 def history_document(life: Life, after: int = 0) -> dict[str, Any]:
-    """The body of `GET /lifecycle/history`: the transitions with a `seq` above `after`, and what
-    the watchdog has found lately, on what evidence."""
-    return {
-        "transitions": [
-            record.as_dict() for record in life.journal.transitions if record.seq > after
-        ],
-        "verdicts": [record.as_dict() for record in life.journal.verdicts],
+    """The body of `GET /lifecycle/history`: the transitions with a `seq` above `after`; and of the
+    rest all that is kept: verdicts with their signs, phases of starts, stages of drains and
+    releases, and steps of recoveries."""
+    journal = life.journal
+    transitions = [record.as_dict() for record in journal.transitions if record.seq > after]
+    rest = {
+        name: [record.as_dict() for record in journal.records(kind)]
+        for name, kind in _HISTORY.items()
     }
+    return {"transitions": transitions, **rest}
 
 
 def probe_document(

@@ -37,12 +37,16 @@ IN_PLACE, EXIT_75 = "in place", "exit 75"
 RECOVERY_S = 240.0  # a new engine's start, on a machine that others use too
 HUNG_END_S = 60.0  # two misses, and the way out
 EXIT_75_CODE = 75
+OF_A_START = 0.6
+READY_AGAIN = "READY again"
 
 
 def killed(lab: Lab, which: str, limit_s: float, variant: str) -> Measured:
     """kill -9 of an engine's process while four streams run."""
     if variant == IN_PLACE:
-        return _killed(lab.shared(), which, limit_s, variant)
+        measured = _killed(lab.shared(), which, limit_s, variant)
+        _claim_quicker_than_a_start(measured, lab)
+        return measured
     with lab.own_ready("--set", "restart.max=0") as server:
         return _killed(server, which, limit_s, variant)
 
@@ -68,6 +72,16 @@ def _killed(server: Worker, which: str, limit_s: float, variant: str) -> Measure
             return measured
     _claim_exit_75(measured, server, began, shared)
     return measured
+
+
+def _claim_quicker_than_a_start(measured: Measured, lab: Lab) -> None:
+    """Only where a cold start of `vllm serve` was measured in the same run."""
+    took = measured.numbers[READY_AGAIN]
+    if lab.vllm_serve_start_s is not None and isinstance(took, float):
+        ratio = took / lab.vllm_serve_start_s
+        measured.number("of a cold vllm serve", ratio)
+        what = f"READY again in {OF_A_START} of the time of a cold vllm serve"
+        measured.claim(what, ratio <= OF_A_START, f"{ratio:.2f}")
 
 
 def stopped(lab: Lab, which: str, variant: str, *, idle: bool = False) -> Measured:
@@ -151,7 +165,7 @@ def _claim_recovery(measured: Measured, server: Worker, before: int, began: floa
             break
         time.sleep(0.05)
     recovered = bool(document.get("ready")) and document["restarts"] == before + 1
-    measured.number("READY again", time.monotonic() - began if recovered else None)
+    measured.number(READY_AGAIN, time.monotonic() - began if recovered else None)
     measured.claim("recovery in place", recovered, server.process.returncode or document)
     if recovered:
         measured.claim("it answers again", ask(server.main).status_code == httpx.codes.OK)

@@ -54,7 +54,9 @@ class VllmServe(Server):
             environment=environment,
         )
 
-    def wait_until_healthy(self) -> None:
+    def wait_until_healthy(self) -> float:
+        """Seconds from its start to that."""
+
         def healthy() -> bool:
             assert self.process.poll() is None, self.tail()
             with contextlib.suppress(httpx.TransportError):
@@ -62,6 +64,7 @@ class VllmServe(Server):
             return False
 
         wait_for(healthy, "vLLM's /health")
+        return time.monotonic() - self.began
 
 
 @dataclass
@@ -71,11 +74,16 @@ class Lab:
     Args:
         model: a directory with the demo model.
         saturate_s: how long fault 7 lasts.
+
+    Attributes:
+        vllm_serve_stop_s: its stop while idle, in this run where it was measured.
+        vllm_serve_start_s: a start of it to its first healthy answer; None where not measured.
     """
 
     model: str
     saturate_s: float = 30.0
     vllm_serve_stop_s: float = VLLM_SERVE_STOP_S
+    vllm_serve_start_s: float | None = None
     _shared: Worker | None = None
 
     def shared(self) -> Worker:

@@ -22,8 +22,9 @@ STOP_S = 60.0
 
 
 def killed(lab: Lab, which: str) -> str:
+    """Its start is measured as well: the recovery of ours is compared with it."""
     with lab.vllm_serve() as server:
-        server.wait_until_healthy()
+        lab.vllm_serve_start_s = server.wait_until_healthy()
         with Poller(f"{server.main}/health") as poller, Streams(server.main) as streams:
             began = time.monotonic()
             process_of(server, which).kill()
@@ -31,7 +32,8 @@ def killed(lab: Lab, which: str) -> str:
             ended = streams.ended(PATIENCE_S)
             took, code = exit_of(server, began, PATIENCE_S)
         return (
-            f"/health not 200 {_after(noticed)}, streams: {outcomes(ended)}, "
+            f"healthy after {lab.vllm_serve_start_s:.1f} s; /health not 200 {_after(noticed)}, "
+            f"streams: {outcomes(ended)}, "
             f"exit {_after(took)}, code {code}"
         )
 
