@@ -15,6 +15,7 @@ MATRIX_STAMPS := $(MATRIX:%=.venv-matrix-%/.stamp-setup)
 PIP = $(@D)/bin/pip
 QUIET := -qq # errors only
 DEMO := .cache/demo-model
+PROMTOOL := .cache/promtool/usr/bin/promtool
 
 # The light targets take the full environment where there is one.
 LIGHT := $(if $(wildcard .venv/.stamp-setup),.venv,.venv-fast)
@@ -61,7 +62,13 @@ endef
 $(DEMO)/config.json: | .venv/.stamp-setup
 	@.venv/bin/ichat-lifecycle demo-model $(DEMO)
 
-.PHONY: setup serve test test-fast test-matrix faults fuzz mutants lint types bench docs clean help
+# Debian's, fetched and unpacked without installing anything.
+$(PROMTOOL):
+	@mkdir -p .cache/promtool
+	@cd .cache/promtool && apt-get download $(QUIET) prometheus && \
+	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool && rm prometheus_*.deb
+
+.PHONY: setup serve test test-fast test-matrix faults fuzz mutants lint types bench docs promtool clean help
 
 setup: .venv/.stamp-setup ## make .venv with vLLM for CPU and the development tools
 
@@ -107,6 +114,8 @@ bench: setup ## measure the time to ready
 
 docs: setup ## write the generated parts of states.md
 	@.venv/bin/ichat-lifecycle docs --write states.md
+
+promtool: $(PROMTOOL) ## fetch the checker of metrics and alert rules (on Debian)
 
 clean: ## remove environments, caches and the demo model
 	rm -rf .venv .venv-fast .venv-mutants .venv-matrix-* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache

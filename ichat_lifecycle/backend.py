@@ -43,6 +43,7 @@ from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.loop_watch import LoopWatch
+from ichat_lifecycle.control.metrics import Metrics
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
@@ -142,7 +143,10 @@ class VLLMBackend(LifecycleBackend):
         heartbeat = self._heartbeat()
         companions = (heartbeat,) if heartbeat else ()
         super().__init__(self._ports(companions), options.settings, ready_event)
-        self.lifecycle.listeners.extend([self._control_bell.ring, self._main_bell.ring])
+        self._metrics = Metrics(self.lifecycle, self, self._loop_watch.health)
+        self.lifecycle.listeners.extend(
+            [self._metrics.count, self._control_bell.ring, self._main_bell.ring]
+        )
         if heartbeat:
             self.lifecycle.listeners.append(heartbeat.changed)
 
@@ -228,6 +232,7 @@ class VLLMBackend(LifecycleBackend):
             engine=desk,
             loop=self._loop_watch.health,
             events=Events(self.lifecycle, self.start_id, self._control_bell),
+            metrics=self._metrics.text,
         )
 
     async def _answer_own_route(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,6 +20,7 @@ class Kind(enum.StrEnum):
     """What an entry of the journal is about."""
 
     TRANSITION = "transition"
+    ATTEMPT = "attempt"
     VERDICT = "verdict"
     PHASE = "phase"
     STAGE = "stage"
@@ -30,6 +31,7 @@ class Kind(enum.StrEnum):
 # 3 MB. Of what is many, the newest are enough.
 LIMITS = {
     Kind.TRANSITION: 10_000,
+    Kind.ATTEMPT: 1000,
     Kind.VERDICT: 200,
     Kind.PHASE: 1000,
     Kind.STAGE: 1000,
@@ -87,6 +89,36 @@ class TransitionRecord:
             "at": self.at.isoformat(),
             "took_s": round(self.took_s, 6),
             "cause": self.cause,
+        }
+
+
+class AttemptOutcome(enum.StrEnum):
+    """Why a transition did not take place."""
+
+    REFUSED = "refused"  # by the table or a guard
+    FAILED = "failed"  # its action did, or took too long
+    INTERRUPTED = "interrupted"  # by a stop, a fault or a cancellation
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """A transition that was tried, and did not take place."""
+
+    at: datetime
+    trigger: Trigger
+    source: State
+    outcome: AttemptOutcome
+    took_s: float
+    error: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "at": self.at.isoformat(),
+            "trigger": self.trigger.value,
+            "source": self.source.value,
+            "outcome": self.outcome.value,
+            "took_s": round(self.took_s, 6),
+            "error": self.error,
         }
 
 
@@ -214,6 +246,13 @@ class Progress:
     expected_s: float | None = None
     # The phases so far, and when each began.
     phases: tuple[tuple[str, float], ...] = ()
+
+    def took(self, now_mono_s: float) -> tuple[tuple[str, float], ...]:
+        """Each phase with its length in seconds, the last one's so far; their sum is the whole."""
+        end = self.ended_mono_s if self.ended_mono_s is not None else now_mono_s
+        ends = [*(began for _, began in self.phases[1:]), end]
+        together = zip(self.phases, ends, strict=False)  # no phase: nothing to end either
+        return tuple((name, max(0.0, ended - began)) for (name, began), ended in together)
 
 
 @dataclass(frozen=True, slots=True)

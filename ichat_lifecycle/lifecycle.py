@@ -117,6 +117,11 @@ class Lifecycle:
         """Called on the loop with each new snapshot; must be fast and must not await."""
         return self.recorder.listeners
 
+    @property
+    def restarts_left(self) -> int:
+        """How many engines may still be replaced in the window that ends now."""
+        return self._supervisor.budget.left(self.monotonic())
+
     def ask_to_stop(self, cause: str, *, now: bool = False) -> None:
         """Asks for a graceful stop; with `now`, for one without a drain. Asking again is safe."""
         for hook in tuple(self.stop_hooks):
@@ -281,9 +286,14 @@ class Lifecycle:
 
     async def fire(self, trigger: Trigger) -> None:
         """One transition, in the caller's task."""
+        source, began_s = self._machine.state, self._now()
         if not self._machine.busy:  # else it is refused, and must change nothing
-            self._fired_at = self._now()
-        await self._machine.fire(trigger)
+            self._fired_at = began_s
+        try:
+            await self._machine.fire(trigger)
+        except BaseException as error:
+            self.recorder.attempt(trigger, source, self._now() - began_s, error)
+            raise
 
     @contextlib.contextmanager
     def deadline(self, seconds: float, what: str) -> Iterator[None]:

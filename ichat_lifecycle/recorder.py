@@ -9,12 +9,17 @@ from typing import Any
 
 import structlog
 
+from ichat_lifecycle.bounds import Interrupted
+from ichat_lifecycle.errors import TransitionRefused
 from ichat_lifecycle.journal import (
+    AttemptOutcome,
+    AttemptRecord,
     Journal,
     Kind,
     PhaseRecord,
     Progress,
     Reason,
+    Record,
     RecoveryRecord,
     Snapshot,
     StageOutcome,
@@ -75,6 +80,16 @@ class Recorder:
         record = PhaseRecord(self._clock.now(), progress.phase, progress.fraction, elapsed_s)
         self.journal.add(Kind.PHASE, record, instead=instead)
 
+    def attempt(self, trigger: Trigger, source: State, took_s: float, error: BaseException) -> None:
+        """A transition that did not take place, and why."""
+        outcome = _outcome_of(error)
+        text = str(error) or type(error).__name__
+        record = AttemptRecord(self._clock.now(), trigger, source, outcome, took_s, text)
+        self.journal.add(Kind.ATTEMPT, record)
+        self.publish()
+        interrupted = outcome is AttemptOutcome.INTERRUPTED
+        _tell(log.info if interrupted else log.warning, Kind.ATTEMPT, record)
+
     def stage(
         self,
         stage: str,
@@ -89,8 +104,7 @@ class Recorder:
         record = StageRecord(self._clock.now(), stage, outcome, took_s, ended, text)
         self.journal.add(Kind.STAGE, record)
         self.publish()
-        tell = log.info if error is None else log.error
-        tell("stage", **{k: v for k, v in record.as_dict().items() if k != "at" and v is not None})
+        _tell(log.info if error is None else log.error, Kind.STAGE, record)
 
     def recovery(
         self,
@@ -105,8 +119,7 @@ class Recorder:
         record = RecoveryRecord(self._clock.now(), step, restarts_left, delay_s, text)
         self.journal.add(Kind.RECOVERY, record)
         self.publish()
-        fields = {k: v for k, v in record.as_dict().items() if k != "at" and v is not None}
-        log.info("recovery", **fields)
+        _tell(log.info, Kind.RECOVERY, record)
 
     def judged(self, verdict: Verdict) -> None:
         """What the watchdog has found."""
@@ -150,6 +163,21 @@ class Recorder:
         )
         fields = record.as_dict()
         log.info("transition", **{k: v for k, v in fields.items() if k != "at"})
+
+
+def _tell(tell: Callable[..., None], kind: Kind, record: Record) -> None:
+    """The same in the log; that has times of its own."""
+    tell(kind.value, **{k: v for k, v in record.as_dict().items() if k != "at" and v is not None})
+
+
+def _outcome_of(error: BaseException) -> AttemptOutcome:
+    match error:
+        case TransitionRefused():
+            return AttemptOutcome.REFUSED
+        case Interrupted() | asyncio.CancelledError():
+            return AttemptOutcome.INTERRUPTED
+        case _:
+            return AttemptOutcome.FAILED
 
 
 def _begun(progress: Progress, phase: str, mono_s: float) -> Progress:

@@ -63,7 +63,7 @@ class Supervisor:
         self._canary_void = False
         self._misses = 0
         self._streak = 0
-        self._budget = RestartBudget(life.settings.restart, ports.random)
+        self.budget = RestartBudget(life.settings.restart, ports.random)
         self._restart_asked = False
         self._commands: dict[str, Callable[[Any], Coroutine[Any, Any, None]]] = {
             "restart": self._restart,
@@ -99,7 +99,7 @@ class Supervisor:
     def restarts_left(self) -> int:
         if self._restart_asked:
             return 1  # an operator's wish costs no budget
-        return self._budget.left(self._life.monotonic())
+        return self.budget.left(self._life.monotonic())
 
     # --- one step
 
@@ -217,10 +217,10 @@ class Supervisor:
         await self._life.save_evidence(error)
         await self._back_off()
         await self._replace_engine()
-        self._budget.spend(self._life.monotonic())
+        self.budget.spend(self._life.monotonic())
 
     async def _back_off(self) -> None:
-        delay_s = self._budget.delay_s(self._life.monotonic())
+        delay_s = self.budget.delay_s(self._life.monotonic())
         if delay_s:
             left = self.restarts_left
             self._life.recorder.recovery("backoff", left, delay_s=round(delay_s, 3))

@@ -152,7 +152,9 @@ def routes() -> set[str]:
     """Each route of the control plane, as METHOD PATH."""
     nobody = cast(Any, None)
     desk = LoopDesk(nobody, nobody, asyncio.get_event_loop)
-    app = build_control_app(nobody, nobody, engine=desk, events=Events(nobody, "", nobody))
+    app = build_control_app(
+        nobody, nobody, engine=desk, events=Events(nobody, "", nobody), metrics=bytes
+    )
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     return {f"{method} {r.path}" for r in found for method in r.methods if method != "HEAD"}
 

@@ -42,6 +42,7 @@ class FakeLife:
     snapshot: Snapshot
     journal: Journal = field(default_factory=Journal)
     settings: Settings = field(default_factory=Settings)
+    restarts_left: int = 3
 
     def monotonic(self) -> float:
         return 5.0

@@ -47,6 +47,7 @@ class FakeLife:
     )
     journal: Journal = field(default_factory=Journal)
     settings: Settings = field(default_factory=Settings)
+    restarts_left: int = 3
 
     def monotonic(self) -> float:
         return 1.0

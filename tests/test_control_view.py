@@ -47,6 +47,7 @@ class FakeLife:
     now: float = 0.0
     journal: Journal = field(default_factory=Journal)
     settings: Settings = field(default_factory=Settings)
+    restarts_left: int = 3
 
     def monotonic(self) -> float:
         return self.now

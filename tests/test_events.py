@@ -32,6 +32,7 @@ class FakeLife:
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(State.BOUND, AT, 0.0))
     journal: Journal = field(default_factory=Journal)
     settings: Settings = field(default_factory=Settings)
+    restarts_left: int = 3
 
     def monotonic(self) -> float:
         return 1.0

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ichat_lifecycle import __version__
 from ichat_lifecycle.control.events import EVENT_STREAM, Events
 from ichat_lifecycle.control.loop_watch import LoopHealth
+from ichat_lifecycle.control.metrics import CONTENT_TYPE as METRICS_TYPE
 from ichat_lifecycle.control.view import (
     UNAVAILABLE,
     Identity,
@@ -117,6 +118,7 @@ def build_control_app(
     read_only: bool = False,
     loop: Callable[[], LoopHealth] = LoopHealth,
     events: Events | None = None,
+    metrics: Callable[[], bytes] | None = None,
 ) -> FastAPI:
     """The app with all routes.
 
@@ -126,6 +128,7 @@ def build_control_app(
         read_only: leaves out the POST routes and the OpenAPI pages; for the main port.
         loop: how the worker's event loop is; by default it is well.
         events: None (default): no `/lifecycle/events`.
+        metrics: gives them in Prometheus' form; None (default): no `/metrics`.
     """
     app = FastAPI(
         title="ichat_lifecycle control plane",
@@ -138,6 +141,8 @@ def build_control_app(
     known = _add_reads(app, _Reads(life, identity, engine, loop), with_engine=engine is not None)
     if events is not None:
         known += _add_events(app, events)
+    if metrics is not None:
+        known += _add_metrics(app, metrics)
     if engine is not None and not read_only:
         known += _add_commands(app, _Commands(life, identity, engine, loop), _TokenGuard(token))
     _add_error_handlers(app, tuple(known))
@@ -175,6 +180,15 @@ def _add_events(app: FastAPI, events: Events) -> list[str]:
     app.add_api_route(path, stream, methods=["GET"], response_model=None)
     app.add_api_route(path, head, methods=["HEAD"], response_model=None, include_in_schema=False)
     return ["GET /lifecycle/events"]
+
+
+def _add_metrics(app: FastAPI, metrics: Callable[[], bytes]) -> list[str]:
+    async def scrape() -> Response:
+        """The worker's life in Prometheus' form; vLLM's own metrics are on the main port."""
+        return Response(metrics(), media_type=METRICS_TYPE)
+
+    app.add_api_route("/metrics", scrape, methods=["GET"], response_model=None)
+    return ["GET /metrics"]
 
 
 def _add_commands(app: FastAPI, commands: _Commands, guard: _TokenGuard) -> list[str]:

@@ -46,6 +46,9 @@ class Life(Protocol):
     @property
     def settings(self) -> Settings: ...
 
+    @property
+    def restarts_left(self) -> int: ...
+
     def monotonic(self) -> float:
         """The clock of the snapshot's `…_mono_s`, in seconds; 0 before run()."""
         ...

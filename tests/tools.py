@@ -1,0 +1,27 @@
+"""Programs from outside Python that tests use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REQUIRED = "ICHAT_LIFECYCLE_TOOLS_REQUIRED"  # set by .ci/run: there, nothing is left out
+CACHE = Path(__file__).parent.parent / ".cache"
+
+
+def promtool() -> str:
+    """Prometheus' checker: the system's, or the one that `make promtool` fetches."""
+    return _program("promtool", CACHE / "promtool" / "usr" / "bin" / "promtool")
+
+
+def _program(name: str, fetched: Path) -> str:
+    found = shutil.which(name) or (str(fetched) if fetched.exists() else None)
+    if found is None:
+        reason = f"{name} is not here; `make {name}` fetches Debian's"
+        if os.environ.get(REQUIRED):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
