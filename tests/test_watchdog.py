@@ -288,12 +288,16 @@ def test_one_that_answers_and_has_requests_is_busy() -> None:
     assert set(kinds(watch(Rpc(in_flight=1), 12))) == {BUSY}
 
 
-def test_traffic_that_stands_still_is_asked_about_at_once() -> None:
-    """So that a hang under traffic is noticed well within interval and timeout."""
-    rpc = Rpc(in_flight=4, moves=True)
+@pytest.mark.parametrize("begins_s", [0.0, 5.1])
+def test_traffic_that_stands_still_is_asked_about_at_once(begins_s: float) -> None:
+    """So that a hang under traffic is noticed well within interval and timeout, also under traffic
+    that began since the engine was asked last."""
+    rpc = Rpc()
 
     async def script(seen: Watch) -> None:
-        await asyncio.sleep(6)
+        await asyncio.sleep(begins_s)
+        rpc.in_flight, rpc.moves = 4, True
+        await asyncio.sleep(6 - begins_s)
         rpc.moves = False
         rpc.takes_s = 1e6
         await asyncio.sleep(20)

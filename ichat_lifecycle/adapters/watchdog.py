@@ -127,7 +127,7 @@ class EngineWatchdog:
         end = self._now() + seconds
         self._paced.clear()
         while self._now() < end - TOLERANCE_S and not self._paced.is_set():
-            due = min(end, self._now() + STANDSTILL_S) if self._senses.in_flight() else end
+            due = min(end, self._now() + STANDSTILL_S)  # traffic may begin at any time
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(due - self._now()):
                     await self._paced.wait()
