@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ichat_lifecycle.config import Settings
-from ichat_lifecycle.states import TABLE, State
+from ichat_lifecycle.diagram import mermaid
+from ichat_lifecycle.states import TABLE
 
 
 def table() -> str:
@@ -22,10 +23,7 @@ def table() -> str:
 
 def diagram() -> str:
     """The table as a Mermaid state diagram."""
-    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.PARSED}"]
-    for row in TABLE:
-        lines += [f"    {source} --> {row.dest}: {row.trigger}" for source in row.sources]
-    return "\n".join([*lines, f"    {State.STOPPED} --> [*]", "```"])
+    return f"```mermaid\n{mermaid()}\n```"
 
 
 def bound() -> str:

@@ -143,6 +143,21 @@ def test_the_history_takes_up_where_a_client_left() -> None:
     assert [t["seq"] for t in after] == [2]
 
 
+def test_the_diagram_shows_the_way() -> None:
+    bench = Bench(State.BOUND)
+    record = TransitionRecord(1, Trigger.BIND, State.PARSED, State.BOUND, NOON, 1.0, 0.1, None)
+    bench.life.journal.add(Kind.TRANSITION, record)
+    image = bench.ask("GET", "/lifecycle/diagram")
+    assert image.headers["content-type"] == "image/svg+xml"
+    assert "The worker is BOUND" in image.text
+    text = bench.ask("GET", "/lifecycle/diagram?format=mermaid")
+    assert text.headers["content-type"].startswith("text/plain")
+    assert "PARSED --> BOUND: bind (1)" in text.text
+    wrong = bench.ask("GET", "/lifecycle/diagram?format=png")
+    assert wrong.status_code == 400
+    assert "format" in error_of(wrong)["message"]
+
+
 @pytest.mark.parametrize("after", ["-1", "x", "1.5", ""])
 def test_a_wrong_after_is_a_clear_error(after: str) -> None:
     response = Bench().ask("GET", f"/lifecycle/history?after={after}")

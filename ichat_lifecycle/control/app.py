@@ -12,7 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import structlog
 from fastapi import Depends, FastAPI, Header, Query, Request
@@ -37,7 +37,9 @@ from ichat_lifecycle.control.view import (
     plain,
     probe_document,
     retry_after_s,
+    way_of,
 )
+from ichat_lifecycle.diagram import mermaid, svg
 from ichat_lifecycle.errors import DeadlineError, LifecycleError, TransitionRefused
 from ichat_lifecycle.states import State
 
@@ -48,6 +50,8 @@ BODY_LIMIT = 64 * 1024
 # Guessing a token is slowed to one try per second; a log of it cannot grow faster either.
 WRONG_TOKENS_AT_MOST = 10
 WRONG_TOKENS_WINDOW_S = 10.0
+
+DiagramFormat = Literal["svg", "mermaid"]
 
 ENGINE_IS_UP = (State.ENGINE_UP, State.SERVING, State.READY, State.DEGRADED)
 
@@ -60,6 +64,7 @@ MESSAGE_LIMIT = 300
 READ_ONLY_PATHS = (
     "/lifecycle",
     "/lifecycle/history",
+    "/lifecycle/diagram",
     "/lifecycle/events",
     "/lifecycle/engine",
     "/livez",
@@ -153,6 +158,7 @@ def _add_reads(app: FastAPI, reads: _Reads, *, with_engine: bool) -> list[str]:
     routes: dict[str, Endpoint] = {
         "/lifecycle": reads.lifecycle,
         "/lifecycle/history": reads.history,
+        "/lifecycle/diagram": reads.diagram,
         "/livez": reads.livez,
         "/readyz": reads.readyz,
         "/startupz": reads.startupz,
@@ -232,6 +238,13 @@ class _Reads:
     async def history(self, after: Annotated[int, Query(ge=0)] = 0) -> Response:
         """The transitions so far; with `after`, those with a greater `seq`."""
         return _json(history_document(self._life, after))
+
+    async def diagram(self, format: DiagramFormat = "svg") -> Response:
+        """The table as a picture, with where the worker is and the way it came."""
+        way = way_of(self._life)
+        if format == "svg":
+            return Response(svg(way), media_type="image/svg+xml")
+        return Response(mermaid(way), media_type="text/plain")
 
     async def livez(self) -> Response:
         """200 until the worker is STOPPED."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control.loop_watch import LoopHealth
+from ichat_lifecycle.diagram import Way
 from ichat_lifecycle.journal import Journal, Kind, Progress, Snapshot, verdict_as_dict
 from ichat_lifecycle.ports import Verdict
 from ichat_lifecycle.states import State
@@ -126,6 +127,12 @@ def history_document(life: Life, after: int = 0) -> dict[str, Any]:
         for name, kind in _HISTORY.items()
     }
     return {"transitions": transitions, **rest}
+
+
+def way_of(life: Life) -> Way:
+    """Where the worker is in the table, and how it came there."""
+    state = life.snapshot.state
+    return Way.of(state, ((record.trigger, record.source) for record in life.journal.transitions))
 
 
 def probe_document(
