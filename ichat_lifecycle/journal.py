@@ -237,13 +237,15 @@ def verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a start has come. `fraction` (0 to 1) only where the engine tells."""
+    """How far a start has come. `fraction` (0 to 1) only where the engine tells; `expected_s` only
+    where there were earlier starts, `expected_from` of them, of the same model and arguments."""
 
     phase: str = "starting"
     fraction: float | None = None
     began_mono_s: float = 0.0
     ended_mono_s: float | None = None
     expected_s: float | None = None
+    expected_from: int = 0
     # The phases so far, and when each began.
     phases: tuple[tuple[str, float], ...] = ()
 

@@ -128,9 +128,10 @@ class Recorder:
         tell = log.warning if verdict.kind in _BAD else log.info
         tell("verdict", **{k: v for k, v in verdict_as_dict(verdict).items() if v})
 
-    def expect(self, seconds: float | None) -> None:
-        """How long this start should take."""
-        self.publish(progress=replace(self.snapshot.progress, expected_s=seconds))
+    def expect(self, seconds: float, starts: int) -> None:
+        """How long this start should take, going by so many earlier ones."""
+        progress = self.snapshot.progress
+        self.publish(progress=replace(progress, expected_s=seconds, expected_from=starts))
 
     def entered(  # one argument for each field of the record
         self,
@@ -181,7 +182,14 @@ def _outcome_of(error: BaseException) -> AttemptOutcome:
 
 
 def _begun(progress: Progress, phase: str, mono_s: float) -> Progress:
-    return Progress(phase, None, mono_s, None, progress.expected_s, ((phase, mono_s),))
+    return replace(
+        progress,
+        phase=phase,
+        fraction=None,
+        began_mono_s=mono_s,
+        ended_mono_s=None,
+        phases=((phase, mono_s),),
+    )
 
 
 def _progress_in(dest: State, trigger: Trigger, progress: Progress, mono_s: float) -> Progress:

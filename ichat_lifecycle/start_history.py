@@ -1,10 +1,14 @@
-"""How long earlier starts of the same model took: the only honest source of an expected time."""
+"""How long earlier starts of the same model with the same arguments took: the only honest source of
+an expected time."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -13,7 +17,7 @@ import structlog
 log = structlog.get_logger("ichat_lifecycle")
 
 STARTS_KEPT = 5
-MODELS_KEPT = 200
+KEYS_KEPT = 200
 
 
 def default_path() -> Path:
@@ -21,8 +25,38 @@ def default_path() -> Path:
     return Path(platformdirs.user_cache_dir("ichat-lifecycle")) / "starts.json"
 
 
+# Where it listens and what it is called do not change how long it takes.
+_NO_MATTER = frozenset({"--host", "--port", "--uds", "--served-model-name", "--api-key"})
+
+
+def key_of(model: str, argv: Sequence[str]) -> str:
+    """What starts have in common that should take equally long: the model, and its arguments in
+    whatever order. The arguments themselves are not told: they may hold secrets."""
+    digest = hashlib.sha256("\0".join(sorted(_flags(argv))).encode()).hexdigest()
+    return f"{model} {digest[:16]}"
+
+
+def _flags(argv: Sequence[str]) -> Iterator[str]:
+    """Each flag with its values, as one text."""
+    flag: list[str] = []
+    for word in (*argv, "--"):
+        if word.startswith("--") and flag:
+            if flag[0].split("=")[0] not in _NO_MATTER:
+                yield " ".join(flag)
+            flag = []
+        flag.append(word)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How long a start should take: the median of `starts` earlier ones, in seconds."""
+
+    seconds: float
+    starts: int
+
+
 class StartHistory:
-    """Seconds from run() to READY, the newest STARTS_KEPT for each of MODELS_KEPT models.
+    """Seconds from run() to READY, the newest STARTS_KEPT for each of KEYS_KEPT keys.
 
     A file that cannot be read or written costs a warning and the expected time, nothing else.
     """
@@ -30,16 +64,16 @@ class StartHistory:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or default_path()
 
-    def expected_s(self, key: str) -> float | None:
-        """The median of earlier starts in seconds, or None where there was none."""
+    def expected(self, key: str) -> Expected | None:
+        """What earlier starts took, or None where there was none."""
         starts = self._read().get(key)
-        return round(statistics.median(starts), 1) if starts else None
+        return Expected(round(statistics.median(starts), 1), len(starts)) if starts else None
 
     def record(self, key: str, seconds: float) -> None:
         """Adds one start."""
         known = self._read()
         starts = [*known.pop(key, []), round(seconds, 2)][-STARTS_KEPT:]
-        kept = dict([*known.items(), (key, starts)][-MODELS_KEPT:])
+        kept = dict([*known.items(), (key, starts)][-KEYS_KEPT:])
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(f".{os.getpid()}.tmp")  # other workers write too

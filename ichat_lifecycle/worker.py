@@ -25,7 +25,7 @@ from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import ExitCode, report
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
-from ichat_lifecycle.start_history import StartHistory
+from ichat_lifecycle.start_history import StartHistory, key_of
 from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle")
@@ -60,7 +60,7 @@ def serve(
         )
         with _logging(framework, backend, stream):
             _compare_with_grace(settings, framework.grace_period)
-            _run(backend, settings, stream)
+            _run(backend, backend_argv, settings, stream)
     except Exception as error:
         termination_log.write(error, scrub=backend.secrets.scrub if backend else str)
         return report(error, stream)  # the last line: nobody logs any more
@@ -109,14 +109,14 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
             logging.getLogger().handlers[:] = [logging.NullHandler()]
 
 
-def _run(backend: VLLMBackend, settings: Settings, stream: TextIO) -> None:
+def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stream: TextIO) -> None:
     last_resort = LastResort(
         settings.stop_bound + LAST_RESORT_MARGIN_S, backend.engine.kill, stream
     )
     backend.lifecycle.stop_hooks.append(last_resort.arm)
     backend.lifecycle.listeners.append(lambda now: _arm_when_stopping(now, last_resort))
     StopSignals(backend.lifecycle.ask_to_stop).install()
-    _keep_start_times(backend.lifecycle, backend.model_path)
+    _keep_start_times(backend.lifecycle, key_of(backend.model_path, backend_argv))
     try:
         asyncio.run(backend.run())
     finally:
@@ -144,9 +144,10 @@ def _arm_when_stopping(snapshot: Snapshot, last_resort: LastResort) -> None:
 
 
 def _keep_start_times(lifecycle: Lifecycle, key: str) -> None:
-    """Expects what earlier starts of this model took, and records this one."""
+    """Expects what earlier starts like this one took, and records it."""
     history = StartHistory()
-    lifecycle.recorder.expect(history.expected_s(key))
+    if (expected := history.expected(key)) is not None:
+        lifecycle.recorder.expect(expected.seconds, expected.starts)
 
     def record(snapshot: Snapshot) -> None:
         ended = snapshot.progress.ended_mono_s

@@ -37,7 +37,14 @@ LOADING = Snapshot(
     NOON,
     100.0,
     seq=1,
-    progress=Progress("loading_weights", 0.25, began_mono_s=90.0, expected_s=50.0),
+    progress=Progress(
+        "loading_weights",
+        0.25,
+        began_mono_s=90.0,
+        expected_s=50.0,
+        expected_from=3,
+        phases=(("starting", 90.0), ("loading_weights", 94.0)),
+    ),
 )
 
 
@@ -81,6 +88,12 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
             "fraction": 0.25,
             "elapsed_s": 12.5,
             "eta_s": 37.5,
+            "expected_s": 50.0,
+            "expected_from": 3,
+            "phases": [
+                {"phase": "starting", "took_s": 4.0},
+                {"phase": "loading_weights", "took_s": 8.5},
+            ],
         },
         "in_flight": 3,
         "restarts": 0,

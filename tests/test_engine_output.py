@@ -135,6 +135,30 @@ def test_what_a_line_is(
     assert shown == lines
 
 
+def test_a_line_is_one_however_it_comes(output: EngineOutput, shown: list[str]) -> None:
+    """The pipe may be read between any two bytes."""
+    with output.redirected():
+        for byte in "né\r\n10%\r20%\rend\n".encode():
+            os.write(2, bytes([byte]))
+            time.sleep(0.001)
+    output.close()
+    until(lambda: output.at_end)
+    assert shown == ["né", "10%", "20%", "end"]
+
+
+def test_a_watcher_sees_a_step_of_a_progress_bar_before_the_next_one(shown: list[str]) -> None:
+    """That may take minutes: a bar ends its line only then."""
+    seen: list[str] = []
+    output = EngineOutput(shown.append, seen.append)
+    with output.redirected():
+        os.write(2, b"\rLoading: 50% Completed")
+        until(lambda: "Loading: 50% Completed" in seen)
+        os.write(2, b"\rLoading: 100% Completed\n")
+    output.close()
+    until(lambda: output.at_end)
+    assert shown == ["", "Loading: 50% Completed", "Loading: 100% Completed"]
+
+
 def test_only_the_newest_lines_are_kept(output: EngineOutput, shown: list[str]) -> None:
     """All are shown, but an engine that prints for a year must not fill the memory."""
     total = LINES_KEPT + 100

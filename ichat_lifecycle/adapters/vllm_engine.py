@@ -27,6 +27,7 @@ from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all, with_descendants
 from ichat_lifecycle.adapters.engine_workers import DeathWatch, workers_of
+from ichat_lifecycle.adapters.load_phases import CONFIGURING, STARTING_ENGINE, LoadPhases
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.bounds import watched
@@ -38,19 +39,6 @@ _POLL_S = 0.02
 # READY ends only after them, and nobody may be routed to a dead engine for the sake of a number.
 _EXIT_CODE_TRIES, _EXIT_CODE_POLL_S = 12, 0.005
 _SWEEP_AFTER_S = 0.5  # what has not ended by then is an orphan already: its EngineCore is gone
-
-# What a line of the engine's log says of the phase it is in.
-_PHASES = (
-    ("Initializing a V1 LLM engine", "starting_engine"),
-    ("Starting to load model", "loading_weights"),
-    ("Loading weights took", "weights_loaded"),
-    ("Loading safetensors checkpoint shards", "loading_weights"),
-    ("torch.compile", "compiling"),
-    ("Capturing CUDA graph", "capturing_graphs"),
-    ("KV cache", "allocating_kv_cache"),
-    ("init engine (profile", "engine_initialized"),
-)
-
 
 # A long prefill is many steps without a token: only the cache's fill shows them.
 _MOVING = (
@@ -129,7 +117,9 @@ class VllmEngine:
         await watched(self._start(on_fault, news), watch)
 
     async def _start(self, on_fault: FaultReport, news: load_progress.News) -> None:
-        self._output = output = EngineOutput(self._sink, partial(self._read_line, news))
+        self._output = output = EngineOutput(
+            self._sink, partial(self._read_line, news, LoadPhases())
+        )
         before = children_now()
         self._loading = Threaded(partial(self._load, output), "engine-load")
         try:
@@ -151,7 +141,7 @@ class VllmEngine:
             return self._build_client(self._layout(), self._arguments())
 
     def _build_client(self, layout: Layout, namespace: argparse.Namespace) -> Any:
-        self._checkpoint("configuring")
+        self._checkpoint(CONFIGURING)
         self._show_devices(layout)
         usage = layout.usage_context.OPENAI_API_SERVER
         engine_args = layout.engine_args.from_cli_args(namespace)
@@ -159,7 +149,7 @@ class VllmEngine:
             layout.propagate_flash_late_interaction(namespace, engine_args)
         config = engine_args.create_engine_config(usage_context=usage)
         self._on_configured()
-        self._checkpoint("starting_engine")
+        self._checkpoint(STARTING_ENGINE)
         with self._start_method(layout):
             return layout.engine_client.from_vllm_config(
                 vllm_config=config,
@@ -197,16 +187,14 @@ class VllmEngine:
             raise _Aborted
         self._enter_phase(phase)
 
-    def _read_line(self, news: load_progress.News, line: str) -> None:
+    def _read_line(self, news: load_progress.News, phases: LoadPhases, line: str) -> None:
         news.line(line)
-        for text, phase in _PHASES:
-            if text in line:
-                self._enter_phase(phase)
-                return
+        if (found := phases.read(line)) is not None:
+            self._enter_phase(*found)
 
-    def _enter_phase(self, phase: str) -> None:
+    def _enter_phase(self, phase: str, fraction: float | None = None) -> None:
         self._phase = phase
-        self._on_phase(phase, None)
+        self._on_phase(phase, fraction)
 
     # --- death
 

@@ -227,6 +227,11 @@ def _progress(progress: Progress, now_s: float) -> dict[str, Any]:
         "fraction": progress.fraction,
         "elapsed_s": _elapsed(progress.began_mono_s, now_s if ended is None else ended),
         "eta_s": _eta(progress, now_s),
+        "expected_s": progress.expected_s,
+        "expected_from": progress.expected_from,
+        "phases": [
+            {"phase": phase, "took_s": round(took_s, 3)} for phase, took_s in progress.took(now_s)
+        ],
     }
 
 
