@@ -23,6 +23,7 @@ from ichat_lifecycle.adapters.engine_fork import serving_on
 from ichat_lifecycle.adapters.evidence import EngineEvidence, EvidenceFiles
 from ichat_lifecycle.adapters.gate import Gate, Receive, Scope, Send
 from ichat_lifecycle.adapters.heartbeat import Heartbeat
+from ichat_lifecycle.adapters.otlp import Traces
 from ichat_lifecycle.adapters.probe import HttpProbe, Target
 from ichat_lifecycle.adapters.sockets import SocketBinder
 from ichat_lifecycle.adapters.uvicorn_server import UvicornServer
@@ -50,6 +51,9 @@ from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
 from ichat_lifecycle.ports import Address, Companion, Ports
 from ichat_lifecycle.preflight import scan
 from ichat_lifecycle.redact import Secrets, redact
+
+# What the last trace may take of the time that a stop has; see worker.LAST_RESORT_MARGIN_S.
+TRACES_TIMEOUT_S = 0.5
 
 
 @dataclass(slots=True)
@@ -144,9 +148,11 @@ class VLLMBackend(LifecycleBackend):
         companions = (heartbeat,) if heartbeat else ()
         super().__init__(self._ports(companions), options.settings, ready_event)
         self._metrics = Metrics(self.lifecycle, self, self._loop_watch.health)
-        self.lifecycle.listeners.extend(
-            [self._metrics.count, self._control_bell.ring, self._main_bell.ring]
+        self._traces = Traces(
+            self.lifecycle.journal, self._traces_endpoint, lambda: {"model": self.model}
         )
+        bells = (self._control_bell.ring, self._main_bell.ring)
+        self.lifecycle.listeners.extend([self._metrics.count, self._traces.changed, *bells])
         if heartbeat:
             self.lifecycle.listeners.append(heartbeat.changed)
 
@@ -278,6 +284,10 @@ class VLLMBackend(LifecycleBackend):
         self.gate.require_keys(api_keys(layout, args))
         return uvicorn_options(layout, args, self.options.log_config)
 
+    def _traces_endpoint(self) -> str | None:
+        parsed = self._arguments.parsed
+        return parsed.vllm.otlp_traces_endpoint if parsed else None
+
     def _ssl_refresher(self, config: Any) -> Any:
         return ssl_refresher(self._layout(), self._parsed().vllm, config)
 
@@ -374,6 +384,7 @@ class VLLMBackend(LifecycleBackend):
             with self._loop_watch.watching():
                 await super().run()
         finally:
+            await self._traces.flush(self.lifecycle.snapshot, TRACES_TIMEOUT_S)
             self._loop = None
 
 
