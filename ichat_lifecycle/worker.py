@@ -100,7 +100,11 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
             lifecycle.listeners.append(view.changed)
             target = stack.enter_context(view)
         logs.configure(
-            target, as_json=as_json, scrub=backend.secrets.scrub, level=given.lifecycle_log_level
+            target,
+            as_json=as_json,
+            scrub=backend.secrets.scrub,
+            level=given.lifecycle_log_level,
+            start_id=backend.start_id,
         )
         try:
             yield

@@ -65,6 +65,28 @@ def configured(
     return stream
 
 
+def test_every_line_carries_the_start_id() -> None:
+    """Ours, a library's, and an engine's own; it is the id that events begin with."""
+    stream = Stream()
+    logs.configure(stream, as_json=True, scrub=str, level="info", start_id="5eed")
+    structlog.get_logger("ichat_lifecycle").info("transition", seq=1)
+    logging.getLogger("elsewhere").info("said")
+    logs.log_engine_line("(EngineCore pid=12) INFO 11-22 16:00:00 [core.py:110] text")
+    logs.log_engine_line('{"level": "info", "event": "forked", "start_id": "5eed"}')
+    lines = stream.documents()
+    assert [line["event"] for line in lines] == ["transition", "said", "text", "forked"]
+    for line in lines:
+        assert {"event", "level", "logger", "timestamp", "start_id"} <= line.keys()
+        assert line["start_id"] == "5eed"
+
+
+def test_text_for_people_does_without_it() -> None:
+    stream = Stream()
+    logs.configure(stream, as_json=False, scrub=str, level="info", start_id="5eed")
+    structlog.get_logger("ichat_lifecycle").info("transition")
+    assert "5eed" not in stream.getvalue()
+
+
 # --- lines of the engine's processes
 
 NEW = "(EngineCore pid=12) {level} 11-22 16:00:00 [core.py:110] {text}"

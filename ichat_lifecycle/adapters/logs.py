@@ -43,10 +43,18 @@ class Writable(Protocol):
     def isatty(self) -> bool: ...
 
 
-def configure(stream: Writable, *, as_json: bool, scrub: Callable[[str], str], level: str) -> None:
+def configure(
+    stream: Writable,
+    *,
+    as_json: bool,
+    scrub: Callable[[str], str],
+    level: str,
+    start_id: str | None = None,
+) -> None:
     """Sends structlog's and the standard library's records to `stream`.
 
     Args:
+        start_id: tells this process' lines from another's in each JSON line; None for none.
         scrub: takes secrets out of each finished line.
         level: the lowest level to log, as in `--log-level`.
     """
@@ -64,11 +72,13 @@ def configure(stream: Writable, *, as_json: bool, scrub: Callable[[str], str], l
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+    marked = [_marking(start_id)] if as_json and start_id else []
     formatter = _Formatter(
         scrub,
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *marked,
             *_renderers(as_json, colors=stream.isatty()),
         ],
     )
@@ -82,6 +92,14 @@ def configure(stream: Writable, *, as_json: bool, scrub: Callable[[str], str], l
         logging.getLogger(name).setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _marking(start_id: str) -> Callable[[Any, str, EventDict], EventDict]:
+    def mark(_: Any, __: str, event: EventDict) -> EventDict:
+        event["start_id"] = start_id
+        return event
+
+    return mark
 
 
 def _renderers(as_json: bool, colors: bool) -> list[Any]:
@@ -157,7 +175,8 @@ def _from_json(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(fields, dict) or not {"level", "event"} <= fields.keys():
         return None
-    fields.pop("timestamp", None)
+    for name in ("timestamp", "start_id"):  # it gets ours, which are the same
+        fields.pop(name, None)
     fields.pop("self", None)  # the one name that cannot be handed on as a field
     return {"logger": "vllm", **fields}
 
