@@ -75,7 +75,7 @@ class Episodes:
         """Takes what is new in the journal."""
         for entry in self._journal.since(self._seen):
             if not self._seen:
-                self._begin(START, snapshot.since)
+                self._begin(START, _began(snapshot))
             self._seen = entry.id
             self._take(entry.record, snapshot)
 
@@ -130,15 +130,19 @@ class Episodes:
 
 def _phases(episode: Episode, end: datetime, snapshot: Snapshot) -> Iterator[Part]:
     """Those of the start that it holds, if it holds one."""
-    progress = snapshot.progress
-    # The journal's times are the wall's, those of phases the event loop's.
-    begin = snapshot.since + timedelta(seconds=progress.began_mono_s - snapshot.since_mono_s)
+    progress, begin = snapshot.progress, _began(snapshot)
     if episode.name == STOP or begin < episode.begin - CLOCKS_DIFFER:
         return  # that was before
     for phase, took_s in progress.took(snapshot.since_mono_s):
         done = min(end, begin + timedelta(seconds=took_s))
         yield Part(phase, begin, done)
         begin = done
+
+
+def _began(snapshot: Snapshot) -> datetime:
+    """When the last start began: the journal's times are the wall's, those of phases the loop's."""
+    ago_s = snapshot.since_mono_s - snapshot.progress.began_mono_s
+    return snapshot.since - timedelta(seconds=ago_s)
 
 
 def _stage(record: StageRecord) -> Part:

@@ -40,6 +40,9 @@ class Recorder:
 
     Args:
         ready_event: set exactly while the state is READY.
+
+    Attributes:
+        head_start_s: what the process had taken before run(); it counts as part of the start.
     """
 
     def __init__(self, clock: Clock, ready_event: asyncio.Event) -> None:
@@ -47,11 +50,13 @@ class Recorder:
         self._ready = ready_event
         self.journal = Journal()
         self.listeners: list[Callable[[Snapshot], None]] = []
+        self.head_start_s = 0.0
         self.snapshot = Snapshot(State.PARSED, clock.now(), 0.0)
 
     def begin(self, mono_s: float) -> None:
         """run() has begun."""
-        began = _begun(self.snapshot.progress, self.snapshot.progress.phase, mono_s)
+        progress = self.snapshot.progress
+        began = _begun(progress, progress.phase, mono_s - self.head_start_s)
         self._note_phase(began, mono_s)
         self.publish(since=self._clock.now(), since_mono_s=mono_s, progress=began)
 

@@ -17,6 +17,7 @@ from typing import NoReturn, TextIO
 import structlog
 
 from ichat_lifecycle.adapters import logs, termination_log
+from ichat_lifecycle.adapters.clock import process_age_s
 from ichat_lifecycle.adapters.last_resort import TELLING_S, LastResort
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.terminal import LiveView
@@ -121,6 +122,7 @@ def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stre
     backend.lifecycle.listeners.append(lambda now: _arm_when_stopping(now, last_resort))
     StopSignals(backend.lifecycle.ask_to_stop).install()
     _keep_start_times(backend.lifecycle, key_of(backend.model_path, backend_argv))
+    backend.lifecycle.recorder.head_start_s = process_age_s()
     try:
         asyncio.run(backend.run())
     finally:

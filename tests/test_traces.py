@@ -118,6 +118,18 @@ def test_a_start_is_its_phases_without_a_gap() -> None:
     assert [part.begin for part in start.parts] == [NOON, *ends[:-1]]
 
 
+def test_what_came_before_run_is_part_of_the_start() -> None:
+    """The interpreter's start and its imports, seconds on a cold machine."""
+    life = Life()
+    found: list[Episode] = []
+    life.recorder.listeners.append(Episodes(life.recorder.journal, found.append).changed)
+    life.recorder.head_start_s = 1.5
+    life.starts()
+    (start,) = found
+    assert (seconds(start), seconds(start.parts[0])) == (13.5, 2.5)
+    assert life.recorder.snapshot.since_mono_s == life.now_s
+
+
 def test_a_recovery_has_its_steps_and_the_new_start() -> None:
     _, recovery = lived("starts", "loses_its_engine", "recovers")
     assert (recovery.name, recovery.error) == ("recovery", None)

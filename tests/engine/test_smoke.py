@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -96,6 +98,22 @@ def test_the_control_plane_answers_all_through_the_start_in_the_tables_order(
     positions = [ORDER.index(state) for state in watcher.states]
     assert positions == sorted(positions)
     assert {"PARSED", "BOUND", "READY"} <= set(watcher.states)
+
+
+def test_the_phases_of_the_start_add_up_to_the_time_to_ready(
+    started: tuple[Worker, Watcher],
+) -> None:
+    """Measured from outside, from the process's start on; the engine's own phases among them."""
+    serving, _ = started
+    phases = serving.get("/lifecycle").json()["progress"]["phases"]
+    transitions = serving.get("/lifecycle/history").json()["transitions"]
+    (ready,) = (t["at"] for t in transitions if t["trigger"] == "become_ready")
+    started_at = time.time() - (time.monotonic() - serving.began)
+    took_s = datetime.fromisoformat(ready).timestamp() - started_at
+    print({p["phase"]: p["took_s"] for p in phases}, f"READY after {took_s:.2f} s")
+    engines = {"configuring", "starting_engine", "loading_weights", "allocating_kv_cache"}
+    assert {"importing", "warm_up", *engines} <= {p["phase"] for p in phases}
+    assert sum(p["took_s"] for p in phases) == pytest.approx(took_s, rel=0.02)
 
 
 def test_from_bound_on_inference_gets_503_until_ready_and_then_200(
