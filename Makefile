@@ -109,8 +109,9 @@ lint: $(LIGHT)/.stamp-setup ## ruff: rules and format
 types: $(LIGHT)/.stamp-setup ## mypy, strict
 	@$(LIGHT)/bin/mypy
 
-bench: setup ## measure the time to ready
+bench: setup ## measure the time to ready, and what readers of events cost
 	@.venv/bin/python benchmarks/time_to_ready.py
+	@.venv/bin/python benchmarks/event_readers.py
 
 docs: setup ## write the generated parts of states.md
 	@.venv/bin/ichat-lifecycle docs --write states.md
