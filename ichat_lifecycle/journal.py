@@ -330,6 +330,8 @@ class Journal:
     def since(self, after: int) -> list[Entry]:
         """The entries with a greater id, in the order of their ids."""
         last_id = self.last_id  # before anything is read: what comes meanwhile comes next time
+        if after >= last_id:
+            return []
         newer = (_between(tuple(entries), after, last_id) for entries in self._entries.values())
         return list(heapq.merge(*newer, key=_id_of))
 

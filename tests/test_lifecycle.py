@@ -1493,3 +1493,64 @@ def test_the_ids_count_all_that_happened() -> None:
     seen = journal.since(0)
     assert [entry.id for entry in seen] == list(range(1, journal.last_id + 1))
     assert {entry.kind for entry in seen} >= {Kind.TRANSITION, Kind.PHASE, Kind.STAGE}
+
+
+def attempts(life: Life) -> list[tuple[str, str, str, float, str]]:
+    return [
+        (e["trigger"], e["source"], e["outcome"], e["took_s"], e["error"])
+        for e in entries(life, Kind.ATTEMPT)
+    ]
+
+
+def test_an_action_that_fails_is_an_attempt_that_failed() -> None:
+    life = live(nothing, engine_start=Outcome(3, OSError("no memory")))
+    assert attempts(life) == [("start_engine", "BOUND", "failed", 3, "no memory")]
+
+
+def test_one_that_takes_too_long_failed_too() -> None:
+    settings = Settings.model_validate({"start": {"engine_timeout": 7}})
+    life = live(nothing, settings=settings, engine_start=HANG)
+    ((trigger, _, outcome, took_s, error),) = attempts(life)
+    assert (trigger, outcome, took_s) == ("start_engine", "failed", 7)
+    assert "longer than 7 s" in error
+
+
+def test_a_stop_in_the_middle_interrupts() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await asyncio.sleep(2)
+        lifecycle.ask_to_stop("test")
+
+    life = live(script, engine_start=HANG)
+    assert [a[:4] for a in attempts(life)] == [("start_engine", "BOUND", "interrupted", 2)]
+
+
+def test_what_the_table_refuses_is_an_attempt_that_was_refused() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        with pytest.raises(TransitionRefused):
+            await lifecycle.fire(Trigger.BIND)
+        lifecycle.ask_to_stop("test")
+
+    life = live(script)
+    assert [a[:3] for a in attempts(life)] == [("bind", "READY", "refused")]
+
+
+def test_what_succeeds_is_no_attempt() -> None:
+    assert attempts(live(stop_when_ready)) == []
+
+
+def test_restarts_left_is_what_the_budget_has_now() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        seen.append(lifecycle.restarts_left)
+        lifecycle.post_fault(Fault("engine_died", "gone"))
+        await until(lifecycle, State.READY, 1)
+        seen.append(lifecycle.restarts_left)
+        await lifecycle.command("restart")
+        await until(lifecycle, State.READY, 2)
+        seen.append(lifecycle.restarts_left)
+        lifecycle.ask_to_stop("test")
+
+    seen: list[int] = []
+    live(script, settings=Settings.model_validate({"restart": {"max": 2}}))
+    assert seen == [2, 1, 1]
