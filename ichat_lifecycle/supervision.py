@@ -198,7 +198,7 @@ class Supervisor:
         except Interrupted:
             raise
         except Exception as error:
-            self._life.recorder.recovery("canary", self.restarts_left, error=error)
+            self._life.recorder.recovery("canary", self._life.restarts_left, error=error)
             return False
         return True
 
@@ -206,7 +206,7 @@ class Supervisor:
 
     async def _lose_engine(self, error: LifecycleError) -> None:
         """READY or DEGRADED without an engine: restart it if the budget allows, else end."""
-        self._life.recorder.recovery("lost", self.restarts_left, error=error)
+        self._life.recorder.recovery("lost", self._life.restarts_left, error=error)
         await self._degrade(Reason.of(error))
         ends = self._life.server_lost or self._life.stop_asked or not self.restarts_left
         if not ends:
@@ -222,13 +222,13 @@ class Supervisor:
     async def _back_off(self) -> None:
         delay_s = self.budget.delay_s(self._life.monotonic())
         if delay_s:
-            left = self.restarts_left
+            left = self._life.restarts_left
             self._life.recorder.recovery("backoff", left, delay_s=round(delay_s, 3))
             await self._life.bounded(asyncio.sleep(delay_s), "backoff")
 
     async def _replace_engine(self) -> None:
         self._life.check()
-        self._life.recorder.recovery("restart", self.restarts_left)
+        self._life.recorder.recovery("restart", self._life.restarts_left)
         self._misses = 0
         self._life.learn(health_answered=False, warmed_up=False)
         await self._life.fire(Trigger.RESTART_ENGINE)

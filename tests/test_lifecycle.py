@@ -1552,5 +1552,7 @@ def test_restarts_left_is_what_the_budget_has_now() -> None:
         lifecycle.ask_to_stop("test")
 
     seen: list[int] = []
-    live(script, settings=Settings.model_validate({"restart": {"max": 2}}))
+    life = live(script, settings=Settings.model_validate({"restart": {"max": 2}}))
     assert seen == [2, 1, 1]
+    asked = entries(life, Kind.RECOVERY)[-1]
+    assert (asked["step"], asked["restarts_left"]) == ("restart", 1), "that cost no budget"
