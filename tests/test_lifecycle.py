@@ -1503,7 +1503,8 @@ def attempts(life: Life) -> list[tuple[str, str, str, float, str]]:
 
 
 def test_an_action_that_fails_is_an_attempt_that_failed() -> None:
-    life = live(nothing, engine_start=Outcome(3, OSError("no memory")))
+    fails = Outcome(3, OSError("no memory"))
+    life = live(nothing, arguments_validate=Outcome(2), engine_start=fails)
     assert attempts(life) == [("start_engine", "BOUND", "failed", 3, "no memory")]
 
 
