@@ -80,8 +80,10 @@ serve: setup $(DEMO)/config.json ## serve a tiny demo model (PORT=8000)
 	  .venv/bin/ichat-lifecycle serve --model-path $(DEMO) --served-model-name demo \
 	  --host 127.0.0.1 --port $(PORT) --max-model-len 512 --enforce-eager --dtype bfloat16
 
+# One engine takes both cores: those tests come alone, and one by one.
 test: setup ## all tests, those with a real engine too
-	@.venv/bin/pytest
+	@$(MAKE) test-fast
+	@.venv/bin/pytest -m engine
 
 test-fast: $(LIGHT)/.stamp-setup ## the tests that need no vLLM
 	@$(LIGHT)/bin/pytest -n auto --dist worksteal -m "not engine and not matrix"
