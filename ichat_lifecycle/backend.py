@@ -45,6 +45,7 @@ from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.loop_watch import LoopWatch
 from ichat_lifecycle.control.metrics import Metrics
+from ichat_lifecycle.control.page.probes import Samples
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
@@ -151,8 +152,10 @@ class VLLMBackend(LifecycleBackend):
         self._traces = Traces(
             self.lifecycle.journal, self._traces_endpoint, lambda: {"model": self.model}
         )
-        bells = (self._control_bell.ring, self._main_bell.ring)
-        self.lifecycle.listeners.extend([self._metrics.count, self._traces.changed, *bells])
+        self._samples = Samples(self.lifecycle)
+        counters = (self._metrics.count, self._samples.note, self._traces.changed)
+        bells = (self._control_bell.ring, self._main_bell.ring)  # last: all has been counted
+        self.lifecycle.listeners.extend([*counters, *bells])
         if heartbeat:
             self.lifecycle.listeners.append(heartbeat.changed)
 
@@ -239,6 +242,7 @@ class VLLMBackend(LifecycleBackend):
             loop=self._loop_watch.health,
             events=Events(self.lifecycle, self.start_id, self._control_bell),
             metrics=self._metrics.text,
+            samples=self._samples,
         )
 
     async def _answer_own_route(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -285,6 +285,9 @@ class Snapshot:
 class Record(Protocol):
     """What an entry of the journal holds."""
 
+    @property
+    def at(self) -> datetime: ...
+
     def as_dict(self) -> dict[str, Any]: ...
 
 
@@ -334,6 +337,11 @@ class Journal:
             return []
         newer = (_between(tuple(entries), after, last_id) for entries in self._entries.values())
         return list(heapq.merge(*newer, key=_id_of))
+
+    def newest(self, count: int) -> list[Entry]:
+        """The newest so many of all kinds, in the order of their ids."""
+        tails = (tuple(entries)[-count:] for entries in self._entries.values())
+        return list(heapq.merge(*tails, key=_id_of))[-count:]
 
     def judged(self, verdict: Verdict, state: State, at: datetime) -> None:
         """Of verdicts that say that all is well, a row of the same kind is one record."""

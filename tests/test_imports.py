@@ -18,7 +18,7 @@ NAME = PACKAGE.name
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 # Functions whose string arguments name modules.
 IMPORTERS = {"import_module", "__import__", "find_spec", "_import"}
-HEAVY = ("fastapi", "starlette", "uvicorn", "structlog", "torch", "transformers", "vllm")
+HEAVY = ("fastapi", "starlette", "uvicorn", "structlog", "jinja2", "torch", "transformers", "vllm")
 
 
 def imported(source: str, package: str) -> Iterator[str]:
@@ -98,8 +98,13 @@ def test_only_the_vllm_adapters_import_vllm() -> None:
 
 def test_only_adapters_and_control_import_the_web() -> None:
     web = importers_of("uvicorn", "fastapi", "starlette")
-    assert {n for n in web if not may(n, "adapters/*.py", "control/*.py")} == set()
+    places = ("adapters/*.py", "control/*.py", "control/page/routes.py")
+    assert {n for n in web if not may(n, *places)} == set()
     assert "adapters/uvicorn_server.py" in web
+
+
+def test_only_the_pages_renderer_imports_the_template_engine() -> None:
+    assert importers_of("jinja2", "markupsafe") == {"control/page/render.py"}
 
 
 @pytest.mark.parametrize("layer", ["states", "errors", "guards", "ports", "config", "journal"])

@@ -26,6 +26,9 @@ from ichat_lifecycle import __version__
 from ichat_lifecycle.control.events import EVENT_STREAM, Events
 from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.control.metrics import CONTENT_TYPE as METRICS_TYPE
+from ichat_lifecycle.control.page.probes import Samples
+from ichat_lifecycle.control.page.render import Renderer
+from ichat_lifecycle.control.page.routes import add_page
 from ichat_lifecycle.control.view import (
     UNAVAILABLE,
     Identity,
@@ -114,7 +117,7 @@ class HttpError(Exception):
         self.document = {**error_document(code, message[:MESSAGE_LIMIT], hint), **(more or {})}
 
 
-def build_control_app(
+def build_control_app(  # noqa: PLR0913  # one for each part that may be left out
     life: Life,
     identity: Identity,
     *,
@@ -124,16 +127,18 @@ def build_control_app(
     loop: Callable[[], LoopHealth] = LoopHealth,
     events: Events | None = None,
     metrics: Callable[[], bytes] | None = None,
+    samples: Samples | None = None,
 ) -> FastAPI:
     """The app with all routes.
 
     Args:
         token: what POST routes ask for; None or empty (default): they answer 403.
         engine: None (default): no `/lifecycle/engine` and no POST routes.
-        read_only: leaves out the POST routes and the OpenAPI pages; for the main port.
+        read_only: leaves out the POST routes, the page and the OpenAPI pages; for the main port.
         loop: how the worker's event loop is; by default it is well.
         events: None (default): no `/lifecycle/events`.
         metrics: gives them in Prometheus' form; None (default): no `/metrics`.
+        samples: what the watchdog has found, for the page at `/`; None (default): no page.
     """
     app = FastAPI(
         title="ichat_lifecycle control plane",
@@ -150,6 +155,13 @@ def build_control_app(
         known += _add_metrics(app, metrics)
     if engine is not None and not read_only:
         known += _add_commands(app, _Commands(life, identity, engine, loop), _TokenGuard(token))
+    if samples is not None and not read_only:
+        takes_commands = bool(token) and engine is not None
+        last_event = events.last_id if events is not None else str
+        renderer = Renderer(
+            life, identity, loop, samples, takes_commands=takes_commands, last_event=last_event
+        )
+        known += add_page(app, renderer)
     _add_error_handlers(app, tuple(known))
     return app
 
@@ -175,9 +187,14 @@ def _add_reads(app: FastAPI, reads: _Reads, *, with_engine: bool) -> list[str]:
 
 
 def _add_events(app: FastAPI, events: Events) -> list[str]:
-    async def stream(last_event_id: Annotated[str | None, Header()] = None) -> Response:
-        """All that has happened and happens, as server-sent events; see control/events.py."""
-        return events.response(last_event_id)
+    async def stream(
+        last_event_id: Annotated[str | None, Header()] = None, after: str | None = None
+    ) -> Response:
+        """All that has happened and happens, as server-sent events; see control/events.py.
+
+        `after` is for who cannot send the header, as a browser's first request: the header wins.
+        """
+        return events.response(last_event_id or after)
 
     async def head() -> Response:
         return Response(media_type=EVENT_STREAM)

@@ -88,6 +88,10 @@ class Events:
         self._start_id = start_id
         self._bell = bell
 
+    def last_id(self) -> str:
+        """The id of the newest event; one that nothing comes before where there is none yet."""
+        return f"{self._start_id}-{self._life.journal.last_id}"
+
     def response(self, last_event_id: str | None) -> StreamingResponse:
         """What is newer than `last_event_id`, and then whatever happens; without one, all."""
         stream = self._stream(self._number_in(last_event_id))

@@ -1,0 +1,139 @@
+"""What the watchdog has found, as a chart: how long each answer took, and each miss.
+
+The journal keeps verdicts that say the same as one record, which is right for a history and too
+little for a chart: so each one is noted here, too, with its time and its latency.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from ichat_lifecycle.control.page.timeline import FULL, Span
+from ichat_lifecycle.control.page.words import clock, length, name_of, signs
+from ichat_lifecycle.control.view import Life
+from ichat_lifecycle.journal import Snapshot, VerdictRecord
+from ichat_lifecycle.ports import Verdict, VerdictKind
+
+# At one in 5 s, an hour and a half.
+KEPT = 1100
+# Next to each other; of those that fall into the same place, the worst is drawn.
+PLACES = 150
+
+SHORTEST_S, LONGEST_S = 0.0001, 10.0
+MISSES = (VerdictKind.HUNG, VerdictKind.LOOP_BLOCKED)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One verdict, when it was taken, and how long the answer took or how long there is none.
+
+    `badness` orders them.
+    """
+
+    at: datetime
+    verdict: Verdict
+    latency_s: float
+    badness: tuple[bool, float]
+
+    @classmethod
+    def of(cls, record: VerdictRecord) -> Sample:
+        """The newest of the verdicts that the record stands for."""
+        found = record.verdict.signs
+        silent_s = max(found.silent_s, found.token_silent_s)
+        latency_s = silent_s if found.answered_s is None else found.answered_s
+        missed = record.verdict.kind in MISSES
+        return cls(record.until, record.verdict, latency_s, (missed, latency_s))
+
+
+def _at(sample: Sample) -> datetime:
+    return sample.at
+
+
+class Samples:
+    """The newest KEPT verdicts of a life. Written by its loop, read from any thread."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._seen = 0
+        self._samples: deque[Sample] = deque(maxlen=KEPT)
+
+    def note(self, snapshot: Snapshot) -> None:
+        """A listener of the lifecycle's."""
+        for entry in self._life.journal.since(self._seen):
+            self._seen = entry.id
+            if isinstance(entry.record, VerdictRecord):
+                self._samples.append(Sample.of(entry.record))
+
+    def newest(self) -> tuple[Sample, ...]:
+        """Oldest first."""
+        return tuple(self._samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One verdict in the chart. `kind` is `answer`, `silent` (no answer, but no harm) or `miss`;
+    places are per cent from the left and from the top."""
+
+    left: float
+    top: float
+    kind: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the scale."""
+
+    top: float
+    label: str
+
+
+def marks(samples: Sequence[Sample], span: Span, longest_s: float) -> tuple[Mark, ...]:
+    """The verdicts of the span; of those at one place only the worst.
+
+    Args:
+        samples: oldest first.
+    """
+    begin_at = span.at(span.begin_s)
+    worst: dict[int, Sample] = {}
+    for sample in samples[bisect.bisect_left(samples, begin_at, key=_at) :]:
+        place = int((sample.at - begin_at).total_seconds() / span.length_s * PLACES)
+        if place not in worst or worst[place].badness < sample.badness:
+            worst[place] = sample
+    return tuple(_mark(sample, span, longest_s) for sample in worst.values())
+
+
+def _mark(sample: Sample, span: Span, longest_s: float) -> Mark:
+    verdict = sample.verdict
+    answered = verdict.signs.answered_s is not None
+    kind = "miss" if verdict.kind in MISSES else "answer" if answered else "silent"
+    told = f"{clock(sample.at, span.end_at)} {name_of(verdict.kind)}: {signs(verdict)}"
+    left = min(FULL, span.place(span.mono_s(sample.at)))
+    return Mark(round(left, 2), _top(sample.latency_s, longest_s), kind, told)
+
+
+def scale(longest_s: float) -> tuple[Line, ...]:
+    """A line for each power of ten, from the shortest latency to the longest."""
+    powers = range(round(math.log10(SHORTEST_S)) + 1, math.floor(math.log10(longest_s)) + 1)
+    return tuple(Line(_top(10.0**power, longest_s), _round_length(power)) for power in powers)
+
+
+def _round_length(power: int) -> str:
+    return length(10.0**power).replace(".0", "")
+
+
+def _top(latency_s: float, longest_s: float) -> float:
+    """Per cent from the top, on a logarithmic scale from SHORTEST_S to `longest_s`."""
+    shown = min(max(latency_s, SHORTEST_S), longest_s)
+    height = math.log(shown / SHORTEST_S) / math.log(longest_s / SHORTEST_S)
+    return round(FULL * (1 - height), 2)
+
+
+def limit(timeout_s: float, longest_s: float) -> Line:
+    """From where on silence is a miss."""
+    return Line(_top(timeout_s, longest_s), f"a miss: {length(timeout_s)}")
