@@ -6,7 +6,7 @@ import bisect
 import enum
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol, cast
@@ -338,9 +338,9 @@ class Journal:
         newer = (_between(tuple(entries), after, last_id) for entries in self._entries.values())
         return list(heapq.merge(*newer, key=_id_of))
 
-    def newest(self, count: int) -> list[Entry]:
-        """The newest so many of all kinds, in the order of their ids."""
-        tails = (tuple(entries)[-count:] for entries in self._entries.values())
+    def newest(self, count: int, kinds: Iterable[Kind] = Kind) -> list[Entry]:
+        """The newest so many of these kinds, in the order of their ids."""
+        tails = (tuple(self._entries[kind])[-count:] for kind in kinds)
         return list(heapq.merge(*tails, key=_id_of))[-count:]
 
     def judged(self, verdict: Verdict, state: State, at: datetime) -> None:

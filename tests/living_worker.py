@@ -1,5 +1,6 @@
-"""A worker that lives in a thread in real time: the real lifecycle, watchdog and control plane, with
-fakes where vLLM would be. What takes minutes in vLLM takes as long as the test says.
+"""A worker that lives in a thread, in real time: the real lifecycle, watchdog and control plane.
+
+Where vLLM would be there are fakes. What takes minutes in vLLM takes as long as the test says.
 """
 
 from __future__ import annotations
@@ -159,8 +160,13 @@ class Worker:
 
     def let(self, *names: str) -> None:
         """Held calls go on."""
+
+        def go_on() -> None:
+            for name in names:
+                self.held[name].go_on.set()
+
         if self._thread.is_alive():
-            self.do(lambda: [self.held[name].go_on.set() for name in names])
+            self.do(go_on)
 
     def phase(self, name: str, fraction: float | None = None) -> None:
         """The start has come so far."""

@@ -17,10 +17,16 @@ def promtool() -> str:
     return _program("promtool", CACHE / "promtool" / "usr" / "bin" / "promtool")
 
 
-def _program(name: str, fetched: Path) -> str:
-    found = shutil.which(name) or (str(fetched) if fetched.exists() else None)
+def chromium() -> str:
+    """The browser: Debian's. It has too many libraries to be fetched and unpacked."""
+    return _program("chromium", None)
+
+
+def _program(name: str, fetched: Path | None) -> str:
+    found = shutil.which(name) or (str(fetched) if fetched and fetched.exists() else None)
     if found is None:
-        reason = f"{name} is not here; `make {name}` fetches Debian's"
+        remedy = f"`make {name}` fetches Debian's" if fetched else f"`apt-get install {name}`"
+        reason = f"{name} is not here; {remedy}"
         if os.environ.get(REQUIRED):
             pytest.fail(reason)
         pytest.skip(reason)

@@ -46,15 +46,22 @@ class Stays:
 
     def pieces(self, begin_s: float, end_s: float, pixel_s: float) -> Iterator[Piece]:
         """What is to be drawn of them; each piece costs a search, however many stays it has."""
-        first, count = bisect_right(self.ends, begin_s), len(self.begins)
-        while first < count and self.begins[first] < end_s:
-            last = first
-            # What begins less than a pixel after the end of the piece belongs to it.
-            while (following := bisect_left(self.begins, self.ends[last] + pixel_s)) > last + 1:
-                last = following - 1
+        first, beyond = bisect_right(self.ends, begin_s), bisect_left(self.begins, end_s)
+        while first < beyond:
+            last = self._last_near(first, beyond, pixel_s)
             begun_s = max(begin_s, self.begins[first])
             yield Piece(begun_s, min(end_s, self.ends[last]), last - first + 1)
             first = last + 1
+
+    def _last_near(self, first: int, beyond: int, pixel_s: float) -> int:
+        """The last one that is drawn together with the first."""
+        last = first
+        while True:
+            end_s = self.ends[last] + pixel_s
+            near = bisect_left(self.begins, end_s, last + 1, beyond)
+            if near == last + 1:
+                return last
+            last = near - 1
 
     def total_s(self, begin_s: float, end_s: float) -> float:
         """How long they lasted, within these limits."""

@@ -52,6 +52,8 @@ WINDOWS = {"60": "last minute", "600": "10 min", "3600": "hour", "all": "all"}
 DEFAULT_WINDOW = "600"
 SHORTEST_SPAN_S = 10.0
 
+# Verdicts have a list of their own: one that hangs would fill this one.
+EVENTS = tuple(kind for kind in Kind if kind is not Kind.VERDICT)
 EVENTS_SHOWN = 14
 VERDICTS_SHOWN = 6
 
@@ -190,6 +192,7 @@ class Happened:
 class Page:
     """All that the page shows but the diagram. `can`: the commands that make sense now."""
 
+    now: Time
     head: Head
     trouble: Trouble | None
     start: Start
@@ -225,6 +228,7 @@ def page_of(
     course.catch_up(journal)
     window = window if window in WINDOWS else DEFAULT_WINDOW
     return Page(
+        now=_time(now, now),
         head=_head(life, identity, loop, snapshot, now_s, now),
         trouble=_trouble(loop.reason or snapshot.reason, snapshot.evidence),
         start=_start(snapshot.progress, now_s),
@@ -275,7 +279,7 @@ def _facts(
         Fact("in flight", str(identity.in_flight), "requests"),
         Fact("restarts", str(snapshot.restarts), left),
         Fact("loop lag", length(loop.lag_s), "blocked" if loop.blocked else ""),
-        Fact("process", str(identity.pid), "pid"),
+        Fact("pid", str(identity.pid)),
         Fact("vLLM", identity.vllm_version or "not imported yet"),
         Fact("ichat_lifecycle", __version__),
     )
@@ -428,10 +432,11 @@ def _verdicts(verdicts: Sequence[VerdictRecord], now: datetime) -> tuple[Happene
 
 def _events(journal: Journal, now: datetime) -> tuple[Happened, ...]:
     found = []
-    for entry in reversed(journal.newest(EVENTS_SHOWN)):
+    for entry in reversed(journal.newest(EVENTS_SHOWN, EVENTS)):
         record = entry.record
-        at = record.until if isinstance(record, VerdictRecord) else record.at
-        found.append(Happened(_time(at, now), entry.kind.value, happened(record), _bad(record)))
+        found.append(
+            Happened(_time(record.at, now), entry.kind.value, happened(record), _bad(record))
+        )
     return tuple(found)
 
 

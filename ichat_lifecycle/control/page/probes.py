@@ -17,12 +17,12 @@ from ichat_lifecycle.control.page.timeline import FULL, Span
 from ichat_lifecycle.control.page.words import clock, length, name_of, signs
 from ichat_lifecycle.control.view import Life
 from ichat_lifecycle.journal import Snapshot, VerdictRecord
-from ichat_lifecycle.ports import Verdict, VerdictKind
+from ichat_lifecycle.ports import VerdictKind
 
 # At one in 5 s, an hour and a half.
 KEPT = 1100
 # Next to each other; of those that fall into the same place, the worst is drawn.
-PLACES = 150
+PLACES = 100
 
 SHORTEST_S, LONGEST_S = 0.0001, 10.0
 MISSES = (VerdictKind.HUNG, VerdictKind.LOOP_BLOCKED)
@@ -30,24 +30,30 @@ MISSES = (VerdictKind.HUNG, VerdictKind.LOOP_BLOCKED)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One verdict, when it was taken, and how long the answer took or how long there is none.
+    """One verdict, with all that is drawn of it: it is made once, and drawn every second.
 
-    `badness` orders them.
+    Attributes:
+        kind: see Mark.
+        latency_s: how long the answer took, or how long there has been none.
+        badness: orders them.
     """
 
     at: datetime
-    verdict: Verdict
+    kind: str
     latency_s: float
     badness: tuple[bool, float]
+    told: str
 
     @classmethod
     def of(cls, record: VerdictRecord) -> Sample:
         """The newest of the verdicts that the record stands for."""
-        found = record.verdict.signs
+        verdict, found = record.verdict, record.verdict.signs
+        answered, missed = found.answered_s is not None, verdict.kind in MISSES
         silent_s = max(found.silent_s, found.token_silent_s)
         latency_s = silent_s if found.answered_s is None else found.answered_s
-        missed = record.verdict.kind in MISSES
-        return cls(record.until, record.verdict, latency_s, (missed, latency_s))
+        kind = "miss" if missed else "answer" if answered else "silent"
+        told = f"{clock(record.until, record.until)} {name_of(verdict.kind)}: {signs(verdict)}"
+        return cls(record.until, kind, latency_s, (missed, latency_s), told)
 
 
 def _at(sample: Sample) -> datetime:
@@ -109,12 +115,8 @@ def marks(samples: Sequence[Sample], span: Span, longest_s: float) -> tuple[Mark
 
 
 def _mark(sample: Sample, span: Span, longest_s: float) -> Mark:
-    verdict = sample.verdict
-    answered = verdict.signs.answered_s is not None
-    kind = "miss" if verdict.kind in MISSES else "answer" if answered else "silent"
-    told = f"{clock(sample.at, span.end_at)} {name_of(verdict.kind)}: {signs(verdict)}"
     left = min(FULL, span.place(span.mono_s(sample.at)))
-    return Mark(round(left, 2), _top(sample.latency_s, longest_s), kind, told)
+    return Mark(round(left, 2), _top(sample.latency_s, longest_s), sample.kind, sample.told)
 
 
 def scale(longest_s: float) -> tuple[Line, ...]:

@@ -123,7 +123,7 @@ def ticks(span: Span) -> tuple[Tick, ...]:
 
 
 def _readable(left: float) -> bool:
-    return 4 < left < 94  # noqa: PLR2004  # a label is as wide as this, and "now" is at the end
+    return 6 < left < 88  # noqa: PLR2004  # half a label, and "now", are as wide as this
 
 
 def _step_s(length_s: float) -> int:

@@ -18,14 +18,16 @@ from ichat_lifecycle.journal import (
 from ichat_lifecycle.ports import Verdict
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
-TENTHS_BELOW_S = 10
+SHORT_S, TENTHS_BELOW_S = 0.01, 10
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def length(seconds: float) -> str:
-    """A length with the two units that matter: `3 ms`, `4.2 s`, `3 min 12 s`, `2 d 4 h`."""
+    """A length with the two units that matter: `0.3 ms`, `4.2 s`, `3 min 12 s`, `2 d 4 h`."""
     seconds = max(0.0, seconds)
+    if seconds < SHORT_S:
+        return f"{seconds * 1000:.1f} ms"
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < TENTHS_BELOW_S:
@@ -39,10 +41,14 @@ def whole(seconds: float) -> str:
     if count < MINUTE_S:
         return f"{count} s"
     if count < HOUR_S:
-        return f"{count // MINUTE_S} min {count % MINUTE_S} s"
+        return _two(count // MINUTE_S, "min", count % MINUTE_S, "s")
     if count < DAY_S:
-        return f"{count // HOUR_S} h {count % HOUR_S // MINUTE_S} min"
-    return f"{count // DAY_S} d {count % DAY_S // HOUR_S} h"
+        return _two(count // HOUR_S, "h", count % HOUR_S // MINUTE_S, "min")
+    return _two(count // DAY_S, "d", count % DAY_S // HOUR_S, "h")
+
+
+def _two(many: int, unit: str, few: int, smaller: str) -> str:
+    return f"{many} {unit} {few} {smaller}" if few else f"{many} {unit}"
 
 
 def clock(at: datetime, now: datetime) -> str:

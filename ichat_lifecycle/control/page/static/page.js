@@ -18,6 +18,7 @@
   let again = false;
   let askedAt = 0;
   let timer = 0;
+  let shown = "";
 
   // What people have opened stays open: the worker does not know of it.
   const keepOpen = (name, element) => !(name === "open" && element.localName === "details");
@@ -27,11 +28,21 @@
       morphStyle: "outerHTML",
       callbacks: { beforeAttributeUpdated: keepOpen },
     });
-    const { build, title } = view().dataset;
+    const { build, title, state } = view().dataset;
     // Another version of the worker, or one that takes commands where the last did not.
     if (build !== document.body.dataset.build) location.reload();
     document.title = title;
+    if (state !== shown) point(state);
     enable();
+  }
+
+  // On a phone the diagram is wider than the screen.
+  function point(state) {
+    shown = state;
+    const [map, box] = [document.querySelector(".scroll"), document.querySelector(".current")];
+    if (!map || !box) return;
+    const [outer, inner] = [map.getBoundingClientRect(), box.getBoundingClientRect()];
+    map.scrollLeft += inner.left + inner.width / 2 - outer.left - outer.width / 2;
   }
 
   async function refresh() {
@@ -181,6 +192,7 @@
   }
 
   enable();
+  point(view().dataset.state);
   listen();
   setInterval(tick, EVERY_MS);
 })();
