@@ -20,6 +20,7 @@ from ichat_lifecycle.config import Seconds, Settings, load_settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Events
+from ichat_lifecycle.control.page.probes import Samples
 from ichat_lifecycle.errors import ExitCode
 from ichat_lifecycle.states import State
 from ichat_lifecycle.worker import LAST_RESORT_MARGIN_S, TOKEN_VARIABLE
@@ -153,7 +154,12 @@ def routes() -> set[str]:
     nobody = cast(Any, None)
     desk = LoopDesk(nobody, nobody, asyncio.get_event_loop)
     app = build_control_app(
-        nobody, nobody, engine=desk, events=Events(nobody, "", nobody), metrics=bytes
+        nobody,
+        nobody,
+        engine=desk,
+        events=Events(nobody, "", nobody),
+        metrics=bytes,
+        samples=Samples(nobody),
     )
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     return {f"{method} {r.path}" for r in found for method in r.methods if method != "HEAD"}

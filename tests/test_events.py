@@ -94,10 +94,14 @@ class Event:
 class Reader:
     """A client of the stream, an event at a time."""
 
-    def __init__(self, worker: Worker, last_event_id: str | None = None) -> None:
+    def __init__(
+        self, worker: Worker, last_event_id: str | None = None, after: str | None = None
+    ) -> None:
         headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
         self._client = httpx.AsyncClient(base_url=worker.plane.url, timeout=DEADLINE_S)
-        self._request = self._client.build_request("GET", "/lifecycle/events", headers=headers)
+        self._request = self._client.build_request(
+            "GET", "/lifecycle/events", headers=headers, params={"after": after} if after else {}
+        )
 
     async def __aenter__(self) -> Reader:
         self.response = await self._client.send(self._request, stream=True)
@@ -160,6 +164,32 @@ def test_a_reader_that_comes_again_gets_what_it_has_not_had(
         async with Reader(worker, last_event_id) as reader:
             worker.note("d")
             assert await reader.phases(len(phases) + 1) == [*phases, "d"]
+
+    with_worker(scenario)
+
+
+def test_who_cannot_send_a_header_says_it_in_the_address() -> None:
+    async def scenario(worker: Worker) -> None:
+        for phase in ("a", "b", "c"):
+            worker.note(phase)
+        async with Reader(worker, after=f"{START}-2") as reader:
+            assert await reader.phases(1) == ["c"]
+        # A browser comes again with the header, to the same address.
+        async with Reader(worker, f"{START}-1", after=f"{START}-2") as reader:
+            assert await reader.phases(2) == ["b", "c"]
+
+    with_worker(scenario)
+
+
+def test_the_newest_id_is_where_a_reader_goes_on() -> None:
+    async def scenario(worker: Worker) -> None:
+        events = Events(worker.life, START, worker.bell)
+        async with Reader(worker, after=events.last_id()) as reader:
+            worker.note("a")
+            assert await reader.phases(1) == ["a"]
+        async with Reader(worker, after=events.last_id()) as reader:
+            worker.note("b")
+            assert await reader.phases(1) == ["b"]
 
     with_worker(scenario)
 

@@ -58,6 +58,17 @@ def test_a_reader_gets_what_is_newer_in_order_and_no_more() -> None:
     assert journal.since(6) == journal.since(7) == []
 
 
+def test_the_newest_of_some_kinds_are_there_however_much_there_is_of_others() -> None:
+    journal = Journal()
+    for number in range(5):
+        journal.add(Kind.PHASE, PhaseRecord(AT, str(number), None, 1.0))
+        journal.judged(HUNG, State.READY, AT)
+    assert [entry.id for entry in journal.newest(3)] == [8, 9, 10]
+    assert [entry.id for entry in journal.newest(3, [Kind.PHASE])] == [5, 7, 9]
+    assert [entry.id for entry in journal.newest(99, [Kind.PHASE])] == [1, 3, 5, 7, 9]
+    assert journal.newest(3, [Kind.STAGE]) == []
+
+
 def test_one_that_takes_another_ones_place_is_new() -> None:
     journal = Journal()
     journal.judged(IDLE, State.READY, AT)
