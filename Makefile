@@ -20,6 +20,9 @@ PROMTOOL := .cache/promtool/usr/bin/promtool
 # The light targets take the full environment where there is one.
 LIGHT := $(if $(wildcard .venv/.stamp-setup),.venv,.venv-fast)
 
+# apt-get with these words, and once more with fresh lists.
+apt = { apt-get $(QUIET) $(1) || { apt-get $(QUIET) update && apt-get $(QUIET) $(1); }; }
+
 # Makes the environment that holds the target.
 define make-venv
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
@@ -65,10 +68,10 @@ $(DEMO)/config.json: | .venv/.stamp-setup
 # Debian's, fetched and unpacked without installing anything.
 $(PROMTOOL):
 	@mkdir -p .cache/promtool
-	@cd .cache/promtool && apt-get download $(QUIET) prometheus && \
+	@cd .cache/promtool && $(call apt,download prometheus) && \
 	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool && rm prometheus_*.deb
 
-.PHONY: setup serve test test-fast test-matrix faults fuzz mutants lint types bench docs promtool clean help
+.PHONY: setup serve test test-fast test-matrix faults fuzz mutants lint types bench docs promtool chromium clean help
 
 setup: .venv/.stamp-setup ## make .venv with vLLM for CPU and the development tools
 
@@ -80,13 +83,13 @@ serve: setup $(DEMO)/config.json ## serve a tiny demo model (PORT=8000)
 	  .venv/bin/ichat-lifecycle serve --model-path $(DEMO) --served-model-name demo \
 	  --host 127.0.0.1 --port $(PORT) --max-model-len 512 --enforce-eager --dtype bfloat16
 
-# One engine takes both cores: those tests come alone, and one by one.
+# An engine takes both cores, and so does a browser: those tests come alone, and one by one.
 test: setup ## all tests, those with a real engine too
 	@$(MAKE) test-fast
-	@.venv/bin/pytest -m engine
+	@.venv/bin/pytest -m "engine or browser"
 
 test-fast: $(LIGHT)/.stamp-setup ## the tests that need no vLLM
-	@$(LIGHT)/bin/pytest -n auto --dist worksteal -m "not engine and not matrix"
+	@$(LIGHT)/bin/pytest -n auto --dist worksteal -m "not engine and not browser and not matrix"
 
 test-matrix: setup $(MATRIX_STAMPS) ## the smoke test against each supported vLLM
 	@for version in $(MATRIX); do \
@@ -119,6 +122,10 @@ docs: setup ## write the generated parts of states.md
 	@.venv/bin/ichat-lifecycle docs --write states.md
 
 promtool: $(PROMTOOL) ## fetch the checker of metrics and alert rules (on Debian)
+
+chromium: ## install the browser that tests drive (on Debian, as root)
+	@command -v chromium >/dev/null || \
+	  $(call apt,install --yes --no-install-recommends chromium fonts-dejavu-core)
 
 clean: ## remove environments, caches and the demo model
 	rm -rf .venv .venv-fast .venv-mutants .venv-matrix-* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -96,7 +96,8 @@ class Worker:
         self.lifecycle = Lifecycle(ports, settings)
         self._samples = Samples(self.lifecycle)
         self.lifecycle.listeners.extend([self._samples.note, self._bell.ring])
-        self.lifecycle.recorder.expect(expected_s)
+        if expected_s is not None:
+            self.lifecycle.recorder.expect(expected_s, 3)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._live, name="living-worker", daemon=True)
 

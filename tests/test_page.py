@@ -250,10 +250,14 @@ def test_evidence_outlasts_the_trouble() -> None:
 
 def test_a_start_shows_its_phases_and_what_is_expected() -> None:
     phases = (("importing", 0.0), ("loading_weights", 2.0))
-    progress = Progress("loading_weights", 0.25, 0.0, None, 20.0, phases)
+    progress = Progress("loading_weights", 0.25, 0.0, None, 20.0, 3, phases)
     start = page(FakeLife(Snapshot(State.BOUND, NOON, 0.0, progress=progress), now_s=10.0)).start
     assert start.running
-    assert (start.elapsed, start.expected, start.rest) == ("10 s", "20 s", "about 10 s left")
+    assert (start.elapsed, start.expected, start.rest) == (
+        "10 s",
+        "20 s, the median of 3 earlier starts with these arguments",
+        "about 10 s left",
+    )
     assert start.expected_at == 100
     first, second = start.phases
     assert (first.name, first.took, first.left, first.width, first.now) == (
@@ -268,14 +272,14 @@ def test_a_start_shows_its_phases_and_what_is_expected() -> None:
 
 
 def test_a_start_that_is_late_says_so_and_keeps_its_scale() -> None:
-    progress = Progress("loading_weights", None, 0.0, None, 5.0, (("loading_weights", 0.0),))
+    progress = Progress("loading_weights", None, 0.0, None, 5.0, 1, (("loading_weights", 0.0),))
     start = page(FakeLife(Snapshot(State.BOUND, NOON, 0.0, progress=progress), now_s=20.0)).start
     assert start.rest == "15 s longer than expected"
     assert (start.expected_at, start.phases[0].width) == (25, 100)
 
 
 def test_a_start_that_has_ended_is_not_expected_any_more() -> None:
-    progress = Progress("ready", None, 0.0, 4.0, 5.0, (("importing", 0.0),))
+    progress = Progress("ready", None, 0.0, 4.0, 5.0, 1, (("importing", 0.0),))
     start = page(alive(progress=progress)).start
     assert (start.running, start.rest, start.elapsed) == (False, None, "4.0 s")
     assert not start.phases[0].now
@@ -642,7 +646,7 @@ def test_all_that_comes_from_a_worker_is_escaped() -> None:
         seq=4,
         reason=life.snapshot.reason,
         evidence=HOSTILE,
-        progress=Progress(HOSTILE, 0.5, 0.0, None, None, ((HOSTILE, 0.0),)),
+        progress=Progress(HOSTILE, 0.5, 0.0, None, None, 0, ((HOSTILE, 0.0),)),
     )
     life.journal.add(Kind.PHASE, PhaseRecord(NOON, HOSTILE, None, 0.0))
     life.journal.add(Kind.STAGE, StageRecord(NOON, HOSTILE, StageOutcome.FAILED, 1, 1, HOSTILE))

@@ -18,6 +18,8 @@ from ichat_lifecycle.states import State
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+pytestmark = pytest.mark.browser
+
 SCREENSHOTS = CACHE / "screenshots"
 # Colour scheme, width and height of each.
 LOOKS: dict[str, tuple[Any, int, int]] = {

@@ -18,15 +18,15 @@ def promtool() -> str:
 
 
 def chromium() -> str:
-    """The browser: Debian's. It has too many libraries to be fetched and unpacked."""
-    return _program("chromium", None)
+    """The browser: the system's, or what `make chromium` installs. It has too many libraries to be
+    fetched and unpacked."""
+    return _program("chromium")
 
 
-def _program(name: str, fetched: Path | None) -> str:
+def _program(name: str, fetched: Path | None = None) -> str:
     found = shutil.which(name) or (str(fetched) if fetched and fetched.exists() else None)
     if found is None:
-        remedy = f"`make {name}` fetches Debian's" if fetched else f"`apt-get install {name}`"
-        reason = f"{name} is not here; {remedy}"
+        reason = f"{name} is not here; `make {name}` gets Debian's"
         if os.environ.get(REQUIRED):
             pytest.fail(reason)
         pytest.skip(reason)

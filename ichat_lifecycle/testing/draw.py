@@ -92,9 +92,11 @@ _VARIANTS = 36  # divisible by the number of outcomes, and by NTH
 NUMBERS = TIMES * _VARIANTS * _KINDS
 
 
-def number_in(drawn: bytes) -> int:
-    """From three bytes. Hypothesis draws bytes evenly, but integers mostly small."""
-    return int.from_bytes(drawn, "big") * NUMBERS >> 24
+def numbers_in(drawn: bytes) -> list[int]:
+    """One from every three bytes. Hypothesis draws bytes evenly, but integers mostly small."""
+    return [
+        int.from_bytes(drawn[at : at + 3], "big") * NUMBERS >> 24 for at in range(0, len(drawn), 3)
+    ]
 
 
 def plan_of(numbers: Sequence[int], settings: Mapping[str, Any] | None = None) -> Plan:

@@ -329,10 +329,15 @@ def _start(progress: Progress, now_s: float) -> Start:
         running=running,
         phases=_phases(progress, took, whole_s),
         elapsed=length(elapsed_s),
-        expected=length(expected_s) if expected_s is not None else None,
+        expected=_expected(expected_s, progress.expected_from) if expected_s is not None else None,
         rest=_rest(expected_s - elapsed_s) if running and expected_s is not None else None,
         expected_at=round(expected_s / whole_s * FULL, 2) if expected_s is not None else None,
     )
+
+
+def _expected(seconds: float, starts: int) -> str:
+    earlier = "one earlier start" if starts == 1 else f"the median of {starts} earlier starts"
+    return f"{length(seconds)}, {earlier} with these arguments"
 
 
 def _phases(
