@@ -92,7 +92,8 @@ STYLE = """
 .diagram { font: 13px system-ui, sans-serif; --line: #9aa3ad; --ink: #333a42; --paper: #fff;
   --way: #2f6fde; --good: #1d7f46; --warn: #b45f06; --busy: #2f6fde; --end: #6b7280; }
 @media (prefers-color-scheme: dark) { .diagram { --line: #59636e; --ink: #d6dce3;
-  --paper: #1b2027; --way: #7aa8ff; --good: #3fb871; --warn: #f0a33c; --busy: #7aa8ff; } }
+  --paper: #1b2027; --way: #7aa8ff; --good: #3fb871; --warn: #f0a33c; --busy: #7aa8ff;
+  --end: #99a2ad; } }
 .diagram .edge { fill: none; stroke: var(--line); stroke-width: 1.5; marker-end: url(#tip); }
 .diagram .edge.taken { stroke: var(--way); stroke-width: 2.5; marker-end: url(#tip-taken); }
 .diagram .tip { fill: var(--line); } .diagram .tip.taken { fill: var(--way); }

@@ -138,7 +138,7 @@ def judged(kind: VerdictKind, at_s: float, **signs: Any) -> VerdictRecord:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (-1, "0.0 ms"),
+        (-1, "0 s"),
         (0.0003, "0.3 ms"),
         (0.25, "250 ms"),
         (4.21, "4.2 s"),
@@ -201,7 +201,7 @@ def test_the_header_says_who_and_where_the_worker_is() -> None:
     assert facts == {
         "in flight": "7 requests",
         "restarts": "1 2 of 3 left within 1 h",
-        "loop lag": "0.0 ms",
+        "loop lag": "0 s",
         "pid": "42",
         "vLLM": "0.32.0",
         "ichat_lifecycle": __version__,
@@ -827,6 +827,21 @@ def test_all_text_has_enough_contrast(name: str) -> None:
     on_colour = [("on", ground) for ground in ("good", "warn", "busy", "end", "bad")]
     for text, ground in on_paper + on_colour:
         assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+
+
+def test_the_diagrams_text_has_enough_contrast() -> None:
+    found = re.findall(r"\.diagram \{([^}]*)\}", STYLE)[:2]
+    light, dark = (dict(re.findall(r"--(\w+): (#\w+)", block)) for block in found)
+    light = {name: long(colour) for name, colour in light.items()}
+    for colours in (light, light | {name: long(colour) for name, colour in dark.items()}):
+        for ground in ("good", "warn", "busy", "end"):
+            assert contrast(colours["paper"], colours[ground]) >= 4.5, ground
+        assert contrast(colours["ink"], colours["paper"]) >= 7, "the names of edges are fainter"
+
+
+def long(colour: str) -> str:
+    """#abc as #aabbcc."""
+    return colour if len(colour) > 4 else "#" + "".join(2 * digit for digit in colour[1:])
 
 
 # Cost ---------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 def length(seconds: float) -> str:
     """A length with the two units that matter: `0.3 ms`, `4.2 s`, `3 min 12 s`, `2 d 4 h`."""
-    seconds = max(0.0, seconds)
+    if seconds <= 0:
+        return "0 s"
     if seconds < SHORT_S:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 1:
