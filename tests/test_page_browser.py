@@ -187,6 +187,22 @@ def test_an_event_is_shown_sooner_than_the_next_second(show: Any) -> None:
         screen.shows(".phases .now", "compiling")
 
 
+def test_a_stream_that_was_refused_is_asked_for_again(browser: Any) -> None:
+    """A browser does that by itself after a broken connection, but not after an error's answer."""
+    with Worker() as worker:
+        screen = Screen(browser, worker)
+        stream = "**/lifecycle/events?*"
+        screen.page.route(stream, lambda route: route.fulfill(status=502))
+        with screen.page.expect_response(lambda answer: answer.status == 502):
+            screen.page.reload()
+        screen.page.unroute(stream)
+        with screen.page.expect_response(
+            lambda answer: "/lifecycle/events" in answer.url and answer.status == 200
+        ):
+            pass
+        screen.context.close()
+
+
 def test_without_javascript_all_is_there(show: Any) -> None:
     with Worker() as worker:
         ready(worker)
@@ -222,6 +238,7 @@ def test_a_command_needs_a_token_and_a_confirmation_and_arrives(show: Any) -> No
         assert not worker.world.asleep
         command(screen, "Sleep")
         screen.shows("#answer.well", "Sleep: 200, the worker is DEGRADED")
+        assert page.evaluate("document.activeElement.dataset.command") == "sleep"
         assert worker.world.asleep
         screen.shows(".note", "The engine sleeps.")
         screen.photograph("asleep")

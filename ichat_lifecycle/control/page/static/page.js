@@ -169,6 +169,7 @@
     }
     sending = false;
     enable();
+    if (document.activeElement === document.body) button.focus(); // it was lost with `disabled`
     soon();
   }
 
