@@ -358,6 +358,10 @@ class VLLMBackend(LifecycleBackend):
         return os.getpid()
 
     @property
+    def control_url(self) -> str | None:
+        return self.control.url or None
+
+    @property
     def in_flight(self) -> int:
         """Requests accepted and not yet answered in full."""
         return self.gate.in_flight

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from ichat_lifecycle.beacon import CONTROL_THREAD
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control import server as control_server
 from ichat_lifecycle.control.app import build_control_app
@@ -59,6 +60,8 @@ class FakeIdentity:
     vllm_version: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     pid: int = 42
+    start_id: str = "5eed"
+    control_url: str | None = "http://127.0.0.1:18000"
     in_flight: int = 0
 
 
@@ -189,6 +192,21 @@ def test_it_announces_where_it_answers() -> None:
         assert (host, said) == (LOOPBACK, [f"http://{LOOPBACK}:{port}"])
         assert control.url == said[0]
         assert port > 0
+
+    while_it_runs(control, scenario)
+
+
+def thread_names() -> set[str]:
+    """As the kernel has them."""
+    return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+
+
+def test_the_kernel_knows_its_thread_by_name() -> None:
+    """That is how commands on this machine find it."""
+    control = plane()
+
+    async def scenario() -> None:
+        assert CONTROL_THREAD in thread_names()
 
     while_it_runs(control, scenario)
 

@@ -66,6 +66,8 @@ class FakeIdentity:
     vllm_version: str | None = "0.32.0"
     arguments: dict[str, Any] = field(default_factory=dict)
     pid: int = 42
+    start_id: str = "5eed"
+    control_url: str | None = "http://127.0.0.1:18000"
     in_flight: int = 0
 
 
@@ -91,8 +93,8 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
             "expected_s": 50.0,
             "expected_from": 3,
             "phases": [
-                {"phase": "starting", "took_s": 4.0},
-                {"phase": "loading_weights", "took_s": 8.5},
+                {"phase": "starting", "began_s": 0.0, "took_s": 4.0},
+                {"phase": "loading_weights", "began_s": 4.0, "took_s": 8.5},
             ],
         },
         "in_flight": 3,
@@ -104,6 +106,8 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
         "last_verdict": None,
         "model": "demo",
         "pid": 42,
+        "start_id": "5eed",
+        "control_url": "http://127.0.0.1:18000",
         "vllm_version": "0.32.0",
         "arguments": {},
     }

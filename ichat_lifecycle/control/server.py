@@ -23,6 +23,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ichat_lifecycle.adapters.prompt_server import PromptServer
+from ichat_lifecycle.beacon import CONTROL_THREAD, name_this_thread
 from ichat_lifecycle.errors import (
     AddressError,
     ArgumentsError,
@@ -168,6 +169,7 @@ class ControlPlane:
     # --- in the control plane's own thread ------------------------------------------------------
 
     def _live(self, sock: socket.socket) -> None:
+        name_this_thread(CONTROL_THREAD)
         try:
             # Not the policy's loop: the data plane may have set one that suits only itself.
             with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:

@@ -75,6 +75,16 @@ class Identity(Protocol):
     def pid(self) -> int: ...
 
     @property
+    def start_id(self) -> str:
+        """Tells this life from others of the same worker; the ids of events begin with it."""
+        ...
+
+    @property
+    def control_url(self) -> str | None:
+        """Where the control plane answers; None before it does."""
+        ...
+
+    @property
     def in_flight(self) -> int:
         """Inference requests under way now."""
         ...
@@ -103,6 +113,8 @@ def lifecycle_document(
         "last_verdict": _verdict(snapshot.last_verdict),
         "model": identity.model,
         "pid": identity.pid,
+        "start_id": identity.start_id,
+        "control_url": identity.control_url,
         "vllm_version": identity.vllm_version,
         "arguments": plain(identity.arguments),
     }
@@ -230,7 +242,14 @@ def _progress(progress: Progress, now_s: float) -> dict[str, Any]:
         "expected_s": progress.expected_s,
         "expected_from": progress.expected_from,
         "phases": [
-            {"phase": phase, "took_s": round(took_s, 3)} for phase, took_s in progress.took(now_s)
+            {
+                "phase": phase,
+                "began_s": _elapsed(progress.began_mono_s, began_mono_s),
+                "took_s": round(took_s, 3),
+            }
+            for (phase, began_mono_s), (_, took_s) in zip(
+                progress.phases, progress.took(now_s), strict=True
+            )
         ],
     }
 
