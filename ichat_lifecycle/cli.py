@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         PROGRAM, description="Run an LLM server with an explicit life.", allow_abbrev=False
     )
     from ichat_lifecycle import __version__
+    from ichat_lifecycle.client.parser import add_commands
 
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("plan", type=Path, metavar="PLAN.json")
     simulate.set_defaults(run=_simulate)
+    add_commands(commands)
     return parser
 
 

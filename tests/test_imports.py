@@ -19,6 +19,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*
 # Functions whose string arguments name modules.
 IMPORTERS = {"import_module", "__import__", "find_spec", "_import"}
 HEAVY = ("fastapi", "starlette", "uvicorn", "structlog", "jinja2", "torch", "transformers", "vllm")
+HEAVY_FOR_A_PARSER = ("httpx", "rich", "psutil")
 
 
 def imported(source: str, package: str) -> Iterator[str]:
@@ -121,6 +122,16 @@ def test_the_lifecycle_reaches_the_world_through_ports_only() -> None:
         assert adapters == set(), name
 
 
+def test_a_client_knows_of_a_worker_only_what_it_says() -> None:
+    """It talks to workers of other versions, too: by documents, states and errors alone."""
+    client = [name for name in FILES if name.startswith("client/")]
+    ours = {m for name in client for m in imports_of(name) if m.startswith(f"{NAME}.")}
+    assert {m.split(".")[1] for m in ours} == {"beacon", "client", "errors", "states"}
+    roots = {m.partition(".")[0] for name in client for m in imports_of(name)}
+    assert roots & {*HEAVY, "transitions", "pydantic"} == set()
+    assert {"httpx", "rich"} <= roots, "the search finds what is there"
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -137,4 +148,4 @@ def test_importing_us_is_light(statement: str) -> None:
     )
     loaded = set(done.stdout.split())
     assert "ichat_lifecycle.states" in loaded
-    assert loaded & set(HEAVY) == set()
+    assert loaded & {*HEAVY, *HEAVY_FOR_A_PARSER} == set()
