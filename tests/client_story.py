@@ -52,6 +52,7 @@ class Story:
 
     def __init__(self, began: datetime = NOON, **identity: Any) -> None:
         self.settings = Settings()
+        self.restarts_left = 3
         self.identity = FakeIdentity(**identity)
         self._began = began
         self._passed_s = 0.0
@@ -130,7 +131,8 @@ class Story:
 
     def loading(self, phases: int = len(PHASES), expected_s: float | None = None) -> Self:
         """As far as so many phases have begun; the last one has just begun."""
-        self.recorder.expect(expected_s)
+        if expected_s is not None:
+            self.recorder.expect(expected_s, 3)
         pause_s = 0.2
         for number, (phase, lasts_s) in enumerate(PHASES[:phases]):
             self.after(pause_s).phase(phase)

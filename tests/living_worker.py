@@ -70,6 +70,8 @@ class Worker:
 
     vllm_version = "0.32.0"
     pid = 4242
+    start_id = "5eed"
+    control_url: str | None = None
 
     def __init__(
         self,

@@ -106,6 +106,8 @@ class FakeIdentity:
     vllm_version: str | None = "0.32.0"
     arguments: dict[str, Any] = field(default_factory=dict)
     pid: int = 42
+    start_id: str = "5eed"
+    control_url: str | None = "http://127.0.0.1:18000"
     in_flight: int = 7
 
 
