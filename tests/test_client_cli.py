@@ -171,6 +171,7 @@ def watch_in_terminal(url: str) -> pexpect.spawn[str]:
         dimensions=(24, 80),
         timeout=DEADLINE_S,
         encoding="utf-8",
+        codec_errors="replace",  # Ctrl-C may come in the middle of a character
         env={**os.environ, "TERM": "xterm-256color"},
     )
 
