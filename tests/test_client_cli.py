@@ -136,7 +136,8 @@ def test_nobody_at_a_url_is_one_line_and_69(command: str) -> None:
 def test_a_wait_says_what_has_happened() -> None:
     with worker_aside() as worker:
         done = run("wait", worker.url, "--for", "PARSED")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "demo is PARSED\n", "")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("demo is PARSED")  # on a busy machine: after how long
         done = run("wait", worker.url, "--for", "READY", "--timeout", "0.5")
         assert (done.returncode, done.stdout) == (124, "")
         assert done.stderr.startswith("not READY within ")
