@@ -78,11 +78,9 @@ class Screen:
 
 @pytest.fixture
 def screens(browser: Any) -> Iterator[list[Screen]]:
-    """Those that a test opens: closed at its end, and then none has had a complaint."""
+    """Those that a test opens, and at its end none has had a complaint."""
     opened: list[Screen] = []
     yield opened
-    for screen in opened:
-        screen.context.close()
     assert [complaint for screen in opened for complaint in screen.complaints] == []
 
 
@@ -90,6 +88,8 @@ def screens(browser: Any) -> Iterator[list[Screen]]:
 def show(browser: Any, screens: list[Screen]) -> Any:
     def show(worker: Worker, look: str = "light", **options: Any) -> Screen:
         screens.append(Screen(browser, worker, look, **options))
+        # Before the worker is gone: contact that is lost is a complaint.
+        worker.leaving.callback(screens[-1].context.close)
         return screens[-1]
 
     return show
@@ -143,8 +143,6 @@ def test_a_life_is_seen_from_its_start_to_its_drain(show: Any) -> None:
 
         worker.lifecycle.ask_to_stop("SIGTERM")
         all_show("stopping", ("h1", "STOPPING"), (".stopping", "asked for by SIGTERM"))
-        for screen in screens:
-            screen.page.close()
 
 
 def test_what_is_open_focused_or_scrolled_stays_so(show: Any) -> None:
