@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -114,6 +116,20 @@ def test_the_phases_of_the_start_add_up_to_the_time_to_ready(
     engines = {"configuring", "starting_engine", "loading_weights", "allocating_kv_cache"}
     assert {"importing", "warm_up", *engines} <= {p["phase"] for p in phases}
     assert sum(p["took_s"] for p in phases) == pytest.approx(took_s, rel=0.02)
+
+
+def test_what_operators_look_at_is_there(started: tuple[Worker, Watcher]) -> None:
+    serving, _ = started
+    page = serving.get("/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "READY" in page.text
+    assert API_KEY not in page.text
+    assert 'ichat_lifecycle_state{state="READY"} 1.0' in serving.get("/metrics").text
+    assert "vllm:" in httpx.get(serving.main + "/metrics", headers=AUTH).text
+    command = [sys.executable, "-m", "ichat_lifecycle", "status", serving.control]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("demo")
 
 
 def test_from_bound_on_inference_gets_503_until_ready_and_then_200(
