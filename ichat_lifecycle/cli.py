@@ -53,9 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--write", type=Path, metavar="FILE")
     which.add_argument("--check", type=Path, metavar="FILE")
     docs.set_defaults(run=_docs)
-    diagram = commands.add_parser("diagram", help="print the state diagram")
-    diagram.add_argument("--format", choices=("svg", "mermaid"), default="mermaid")
-    diagram.set_defaults(run=_diagram)
     simulate = commands.add_parser(
         "simulate", help="live a written-down life on fakes, under virtual time, and tell it"
     )
@@ -192,13 +189,6 @@ def _simulate(args: argparse.Namespace, _: list[str]) -> int:
         return simulate(args.plan)
     except LifecycleError as error:
         return report(error)
-
-
-def _diagram(args: argparse.Namespace, _: list[str]) -> int:
-    from ichat_lifecycle.diagram import mermaid, svg
-
-    print(svg() if args.format == "svg" else mermaid())
-    return 0
 
 
 def _docs(args: argparse.Namespace, _: list[str]) -> int:

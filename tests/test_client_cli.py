@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+import httpx
 import pexpect
 import psutil
 import pytest
@@ -26,7 +27,7 @@ from ichat_lifecycle.states import State, Trigger
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("status", "history", "wait", "watch")
+COMMANDS = ("status", "history", "diagram", "wait", "watch")
 PROGRAM = [sys.executable, "-m", "ichat_lifecycle"]
 DEADLINE_S = 60
 
@@ -159,6 +160,16 @@ def test_a_locale_without_our_characters_is_no_error() -> None:
         done = run("history", worker.url, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert "PARSED > BOUND" in done.stdout
+
+
+@pytest.mark.parametrize("form", ["svg", "mermaid"])
+def test_the_diagram_of_a_worker_is_what_its_control_plane_draws(form: str) -> None:
+    with worker_aside() as worker:
+        worker.story.serving()
+        drawn = httpx.get(f"{worker.url}/lifecycle/diagram?format={form}").text
+        done = run("diagram", worker.url, "--format", form)
+    assert (done.returncode, done.stdout) == (0, drawn + "\n")
+    assert "READY" in drawn
 
 
 # --- signals, and a terminal

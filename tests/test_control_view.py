@@ -17,6 +17,8 @@ from ichat_lifecycle.config import Settings, Stop
 from ichat_lifecycle.control import view
 from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.journal import (
+    AttemptOutcome,
+    AttemptRecord,
     Journal,
     Kind,
     PhaseRecord,
@@ -251,13 +253,20 @@ def test_the_history_has_all_that_the_journal_keeps() -> None:
     life.journal.add(Kind.STAGE, StageRecord(NOON, "drain", StageOutcome.DONE, 1.25, ended=4))
     life.journal.add(Kind.RECOVERY, RecoveryRecord(NOON, "backoff", 2, delay_s=1.5))
     life.journal.add(Kind.PHASE, PhaseRecord(NOON, "loading_weights", 0.5, 3.0))
+    failed = AttemptOutcome.FAILED
+    life.journal.add(
+        Kind.ATTEMPT, AttemptRecord(NOON, Trigger.SERVE, State.ENGINE_UP, failed, 0.5, "no app")
+    )
     document = view.history_document(life, after=1)
-    assert set(document) == {"transitions", "verdicts", "phases", "stages", "recoveries"}
+    rest = {"attempts", "verdicts", "phases", "stages", "recoveries"}
+    assert set(document) == {"transitions", *rest}
     assert (document["transitions"], document["verdicts"]) == ([], [])
     (stage,), (step,), (phase,) = (document[k] for k in ("stages", "recoveries", "phases"))
     assert (stage["stage"], stage["took_s"], stage["ended"]) == ("drain", 1.25, 4)
     assert (step["step"], step["delay_s"]) == ("backoff", 1.5)
     assert (phase["phase"], phase["fraction"]) == ("loading_weights", 0.5)
+    (attempt,) = document["attempts"]
+    assert (attempt["trigger"], attempt["outcome"]) == ("serve", "failed")
 
 
 ALIVE = dict.fromkeys(State, 200) | {State.STOPPED: 503}

@@ -31,6 +31,12 @@ def history(args: argparse.Namespace) -> int:
     return _run(history_command(args.url, _console(), as_json=args.json, everything=args.all))
 
 
+def diagram(args: argparse.Namespace) -> int:
+    from ichat_lifecycle.client.diagram import diagram_command
+
+    return _run(diagram_command(args.url, _console(), args.format))
+
+
 def wait(args: argparse.Namespace) -> int:
     from ichat_lifecycle.client.wait import REACHED, wait_command
 

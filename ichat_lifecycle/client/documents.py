@@ -16,8 +16,9 @@ from ichat_lifecycle.states import State
 # Deeper than any document of ours; what lies below is left out.
 DEPTH_LIMIT = 12
 
-TRANSITION, VERDICT, PHASE, STAGE, RECOVERY = KINDS = (
+TRANSITION, ATTEMPT, VERDICT, PHASE, STAGE, RECOVERY = KINDS = (
     "transition",
+    "attempt",
     "verdict",
     "phase",
     "stage",
@@ -27,6 +28,7 @@ STARTING = (State.PARSED, State.BOUND, State.ENGINE_UP, State.SERVING)
 
 _HISTORY = {
     "transitions": TRANSITION,
+    "attempts": ATTEMPT,
     "verdicts": VERDICT,
     "phases": PHASE,
     "stages": STAGE,

@@ -18,8 +18,9 @@ URL_HELP = (
 
 
 def add_commands(commands: Commands) -> None:
-    """Adds `status`, `history`, `wait` and `watch`."""
+    """Adds `status`, `history`, `diagram`, `wait` and `watch`."""
     _add_status(commands)
+    _add_diagram(commands)
     _add_history(commands)
     _add_wait(commands)
     watch = commands.add_parser(
@@ -61,6 +62,21 @@ def _add_history(commands: Commands) -> None:
         "--all", action="store_true", help="phases, stages, recoveries and verdicts, too"
     )
     history.set_defaults(run=_history)
+
+
+def _add_diagram(commands: Commands) -> None:
+    diagram = commands.add_parser(
+        "diagram",
+        help="print the state diagram",
+        description="Print the state diagram; with a URL, where that worker is and how it came.",
+        epilog="exit codes: 0 printed, 69 no answer",
+        allow_abbrev=False,
+    )
+    diagram.add_argument("url", nargs="?", metavar="URL", help="of a control plane")
+    diagram.add_argument(
+        "--format", choices=("svg", "mermaid"), default="mermaid", help="default: %(default)s"
+    )
+    diagram.set_defaults(run=_diagram)
 
 
 def _add_wait(commands: Commands) -> None:
@@ -117,6 +133,12 @@ def _history(args: argparse.Namespace, _: list[str]) -> int:
     from ichat_lifecycle.client import commands
 
     return commands.history(args)
+
+
+def _diagram(args: argparse.Namespace, _: list[str]) -> int:
+    from ichat_lifecycle.client import commands
+
+    return commands.diagram(args)
 
 
 def _wait(args: argparse.Namespace, _: list[str]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
 from ichat_lifecycle.client.documents import (
+    ATTEMPT,
     PHASE,
     RECOVERY,
     STAGE,
@@ -120,6 +121,11 @@ def _transition(entry: Entry) -> Told:
     return Told(what, _took(entry), entry.text("cause"))
 
 
+def _attempt(entry: Entry) -> Told:
+    what = f"{entry.text('trigger')} from {entry.text('source')} {entry.text('outcome')}"
+    return Told(what, _took(entry), entry.text("error"))
+
+
 def _phase(entry: Entry) -> Told:
     return Told(phase_name(entry.text("phase"), entry.number("fraction")))
 
@@ -174,6 +180,7 @@ def _silences(entry: Entry) -> list[str]:
 _TELLERS: dict[str, Callable[[Entry], Told]] = {
     TRANSITION: _transition,
     PHASE: _phase,
+    ATTEMPT: _attempt,
     STAGE: _stage,
     RECOVERY: _recovery,
     VERDICT: _verdict,

@@ -121,6 +121,7 @@ def lifecycle_document(
 
 
 _HISTORY = {
+    "attempts": Kind.ATTEMPT,
     "verdicts": Kind.VERDICT,
     "phases": Kind.PHASE,
     "stages": Kind.STAGE,
@@ -130,8 +131,8 @@ _HISTORY = {
 
 def history_document(life: Life, after: int = 0) -> dict[str, Any]:
     """The body of `GET /lifecycle/history`: the transitions with a `seq` above `after`; and of the
-    rest all that is kept: verdicts with their signs, phases of starts, stages of drains and
-    releases, and steps of recoveries."""
+    rest all that is kept: attempts in vain, verdicts with their signs, phases of starts, stages of
+    drains and releases, and steps of recoveries."""
     journal = life.journal
     transitions = [record.as_dict() for record in journal.transitions if record.seq > after]
     rest = {
