@@ -60,7 +60,7 @@ def test_a_sparkline_begins_at_zero_and_ends_with_the_newest() -> None:
     assert sparkline([1, 2, 4, 8], 4) == ["▁▂▄█"]
     assert sparkline([1, 2, 4, 8], 6) == ["  ▁▂▄█"]
     assert sparkline([9, 1, 2, 4, 8], 4) == ["▁▂▄█"], "the oldest goes"
-    assert sparkline([8, 0.001], 2) == ["█▁"], "an answer is seen, however quick"
+    assert sparkline([8, 0.001, 0], 3) == ["█▁▁"], "an answer is seen, however quick"
     assert sparkline([8, None, 8], 3) == ["█x█"]
     assert sparkline([None], 2) == [" x"]
     assert sparkline([0.0], 1) == ["▁"]

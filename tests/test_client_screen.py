@@ -7,12 +7,12 @@ from dataclasses import replace
 from datetime import UTC, timedelta
 
 import pytest
-from client_story import NOON, Story, hung, stopping
+from client_story import NOON, URL, Story, hung, stopping
 from rich.console import Console
 
 from ichat_lifecycle.client.documents import parse_status
 from ichat_lifecycle.client.errors import GoneError
-from ichat_lifecycle.client.logbook import DOCUMENTS, EVENTS, Scene
+from ichat_lifecycle.client.logbook import DOCUMENTS, EVENTS, Logbook, Scene
 from ichat_lifecycle.client.screen import Screen, screen_lines
 from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.journal import Reason, StageOutcome
@@ -268,6 +268,22 @@ def test_the_newer_of_document_and_events_says_where_the_worker_is() -> None:
     scene = book.scene()
     assert (scene.state, scene.since) == (State.DEGRADED, story.now())
     assert not scene.ready
+
+
+def test_time_stands_still_while_nothing_is_heard() -> None:
+    clock_s = [0.0]
+    story = ready()
+    book = Logbook(URL, parse_status(story.document()), lambda: clock_s[0])
+    clock_s[0] = 3.0
+    assert book.scene().now - story.now() == timedelta(seconds=3)
+    book.lose(DOCUMENTS, GoneError("hung up"), NOON)
+    clock_s[0] = 10.0
+    book.lose(DOCUMENTS, GoneError("refused"), NOON + timedelta(seconds=7))
+    scene = book.scene()
+    assert scene.now == story.now(), "nobody knows whether it is still READY"
+    assert scene.no_contact is not None
+    assert (scene.no_contact.since, scene.no_contact.for_s) == (NOON, 7.0)
+    assert scene.no_contact.error.message == "refused", "the newest cause"
 
 
 def test_another_life_at_the_same_address_begins_anew() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 
+import httpx
 import pytest
 from client_worker import Answer, LiveWorker, http_answer, lived, nobody, something_else
 
@@ -245,6 +246,7 @@ async def drips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def test_an_answer_has_to_come_in_time(answer: Answer) -> None:
     async def scenario() -> None:
         async with something_else(answer) as url, ControlClient(url, timeout_s=0.2) as client:
+            client._http.timeout = httpx.Timeout(None)  # that of a single read
             with pytest.raises(UnreachableError, match="no answer"):
                 await client.status()
 

@@ -84,6 +84,14 @@ def test_a_state_that_was_passed_before_the_first_answer_counts() -> None:
     assert (bench.see(), bench.hear_all()) == (None, REACHED)
 
 
+def test_a_first_answer_that_comes_late_lets_nothing_old_count() -> None:
+    bench = Bench(State.DEGRADED, Story().serving().after(9))
+    bench.story.fire(Trigger.DEGRADE).after(1).fire(Trigger.RECOVER).after(9)
+    bench.judge = Judge(State.DEGRADED, bench.story.monotonic)
+    bench.story.after(2)
+    assert (bench.see(), bench.hear_all()) == (None, None)
+
+
 def test_the_two_clocks_need_not_agree() -> None:
     """The same, where ours is days off: only the worker's own is asked for times of day."""
     bench = Bench(State.ENGINE_UP, Story().serving().after(60))

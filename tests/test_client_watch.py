@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import io
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 from client_worker import LiveWorker, http_answer, lived, nobody, something_else, until
 from rich.console import Console
 
-from ichat_lifecycle.client.documents import Entry
+from ichat_lifecycle.client import watch as client_watch
+from ichat_lifecycle.client.documents import Entry, Gap, Status
 from ichat_lifecycle.client.errors import ForeignError, GoneError
 from ichat_lifecycle.client.follow import Lost, follow
 from ichat_lifecycle.client.look import console_for
@@ -165,7 +166,7 @@ def test_lost_contact_is_told_and_found_again() -> None:
                 await worker.stop()
                 await watcher.sees("no contact for")
                 await watcher.sees("(stale)")
-                assert "connection refused" in watcher.screen
+                await watcher.sees("connection refused")
                 async with LiveWorker(port=worker.port, start_id="second", model="again"):
                     await watcher.sees("again")
                     await watcher.sees("[PARSED]")
@@ -199,6 +200,22 @@ def test_a_worker_that_has_stopped_ends_the_watch() -> None:
     lived(scenario)
 
 
+def test_the_reason_of_a_change_is_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No event has it, and the next regular question may be far."""
+    monkeypatch.setattr(client_watch, "POLL_S", 3600.0)
+
+    async def scenario() -> None:
+        async with LiveWorker() as worker, watching(worker.url, terminal=True) as watcher:
+            await until(lambda: worker.readers > 0)
+            await watcher.sees("[PARSED]")
+            worker.story.serving()
+            await watcher.sees("[READY]")
+            worker.story.fire(Trigger.DEGRADE, Reason("asleep", "it sleeps", hint="wake it"))
+            await watcher.sees("Hint     wake it")
+
+    lived(scenario)
+
+
 # --- where there is no terminal
 
 
@@ -228,6 +245,36 @@ def test_without_a_terminal_each_event_is_a_line() -> None:
         assert "\x1b" not in watcher.text
 
     lived(scenario)
+
+
+class Slow(ControlClient):
+    """A client whose stream is behind: the last event comes once the port is known to be gone."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.gone = asyncio.Event()
+
+    async def status(self) -> Status:
+        try:
+            return await super().status()
+        except GoneError:
+            self.gone.set()
+            raise
+
+    async def events(
+        self, last_id: str | None = None
+    ) -> AsyncGenerator[Opened | Entry | Gap, None]:
+        async for item in super().events(last_id):
+            if isinstance(item, Entry) and item.kind == "stage":
+                await self.gone.wait()
+                for _ in range(100):
+                    await asyncio.sleep(0)  # everybody else first
+            yield item
+
+
+def test_what_comes_after_the_port_is_gone_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_watch, "ControlClient", Slow)
+    test_what_a_worker_says_last_is_not_lost()
 
 
 def test_what_a_worker_says_last_is_not_lost() -> None:

@@ -135,9 +135,10 @@ class Logbook:
             self._probes.append(answered_s)
 
     def lose(self, what: str, error: LifecycleError, at: datetime | None = None) -> None:
-        """No contact by `what`; counts since the first time in a row."""
-        lost = NoContact(what, at or datetime.now(UTC), error)
-        self._unheard.setdefault(what, (lost, self._clock()))
+        """No contact by `what`: since the first time in a row, for the newest cause."""
+        first = (NoContact(what, at or datetime.now(UTC), error), self._clock())
+        lost, since_s = self._unheard.get(what, first)
+        self._unheard[what] = (replace(lost, error=error), since_s)
 
     def regain(self, what: str) -> None:
         self._unheard.pop(what, None)

@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes, as the HTML standard has them."""
+"""Server-sent events out of bytes, as the HTML standard has them (but for a CR alone)."""
 
 from __future__ import annotations
 
@@ -43,9 +43,8 @@ class EventParser:
         Raises:
             TooLongError: an event is longer than EVENT_LIMIT bytes.
         """
-        # Not splitlines(): to that, more than these three end a line.
-        text = (self._rest + chunk).replace(b"\r\n", b"\n")
-        *lines, self._rest = text.split(b"\n")
+        # Not splitlines(): to that, more than a line feed ends a line.
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             yield from self._take(line.removesuffix(b"\r").decode("utf-8", "replace"))
         if len(self._rest) + sum(map(len, self._data)) > EVENT_LIMIT:

@@ -86,6 +86,9 @@ class _Lines:
             case Opened():
                 pass
 
+    def refresh(self) -> None:
+        """Lines stay as they are."""
+
 
 class _Picture:
     """The whole screen, drawn anew when something has happened, and about once a second."""
@@ -105,13 +108,16 @@ class _Picture:
                 await _at_most(POLL_S - FRAME_S, self._news.wait())
 
     def take(self, item: Happening) -> None:
+        self.refresh()
+
+    def refresh(self) -> None:
         self._news.set()
 
     @contextlib.contextmanager
     def _hearing_the_terminal(self, live: Live) -> Iterator[None]:
         """A new size is used at once, and Ctrl-Z leaves the shell a clean screen."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGWINCH, self._news.set)
+        loop.add_signal_handler(signal.SIGWINCH, self.refresh)
         loop.add_signal_handler(signal.SIGTSTP, self._pause, live)
         try:
             yield
@@ -123,7 +129,7 @@ class _Picture:
         live.stop()
         os.kill(os.getpid(), signal.SIGSTOP)  # until `fg`
         live.start()
-        self._news.set()
+        self.refresh()
 
 
 async def _at_most(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
@@ -142,7 +148,7 @@ class _Watching:
 
     async def run(self, shown: _Lines | _Picture) -> None:
         """Until the worker has stopped."""
-        works = (shown.run(), self._listen(shown), self._ask())
+        works = (shown.run(), self._listen(shown), self._ask(shown))
         tasks = [asyncio.ensure_future(work) for work in works]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -173,7 +179,7 @@ class _Watching:
                 self._ask_now.set()
                 self.book.lose(EVENTS, item.error)
 
-    async def _ask(self) -> None:
+    async def _ask(self, shown: _Lines | _Picture) -> None:
         """About once a second; returns when the worker has stopped and its port is gone."""
         while True:
             self._ask_now.clear()
@@ -185,5 +191,6 @@ class _Watching:
                     await _at_most(LAST_EVENTS_S, self._stream_lost.wait())
                     return
                 self.book.lose(DOCUMENTS, error)
+            shown.refresh()
             await asyncio.sleep(FRAME_S)
             await _at_most(POLL_S - FRAME_S, self._ask_now.wait())
