@@ -24,6 +24,7 @@ from ichat_lifecycle.ports import VerdictKind
 from ichat_lifecycle.states import Trigger
 
 ALTERNATE, NORMAL, HOME = "\x1b[?1049h", "\x1b[?1049l", "\x1b[H"
+LONG_S = 50.0
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
@@ -48,7 +49,11 @@ class Watcher:
         return re.sub(r"\x1b\[[\d;?]*\w", "", self.text.rpartition(HOME)[2])
 
     async def sees(self, text: str) -> None:
-        await until(lambda: text in (self.screen if HOME in self.text else self.text))
+        def seen() -> bool:
+            return text in (self.screen if HOME in self.text else self.text)
+
+        await until(lambda: seen() or self.task.done())
+        assert seen(), self.task.exception()
 
 
 @contextlib.asynccontextmanager
@@ -136,6 +141,22 @@ def test_the_terminal_is_taken_and_given_back() -> None:
             await asyncio.gather(watcher.task, return_exceptions=True)
             assert watcher.text.rindex(NORMAL) > watcher.text.rindex("demo")
             assert watcher.text.rindex(SHOW) > watcher.text.rindex(HIDE)
+
+    lived(scenario)
+
+
+def test_an_end_that_comes_together_with_news_is_not_lost() -> None:
+    """Ctrl-C cancels, and news wakes, in the same step of the loop."""
+
+    async def scenario() -> None:
+        news = asyncio.Event()
+        waiting = asyncio.ensure_future(client_watch._at_most(LONG_S, news))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        news.set()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
     lived(scenario)
 

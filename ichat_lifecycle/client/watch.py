@@ -7,8 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Coroutine, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.live import Live
@@ -105,7 +104,7 @@ class _Picture:
                 self._news.clear()
                 live.update(Screen(self._book.scene()), refresh=True)
                 await asyncio.sleep(FRAME_S)
-                await _at_most(POLL_S - FRAME_S, self._news.wait())
+                await _at_most(POLL_S - FRAME_S, self._news)
 
     def take(self, item: Happening) -> None:
         self.refresh()
@@ -132,9 +131,11 @@ class _Picture:
         self.refresh()
 
 
-async def _at_most(seconds: float, work: Coroutine[Any, Any, Any]) -> None:
+async def _at_most(seconds: float, event: asyncio.Event) -> None:
+    # Not wait_for(): before Python 3.12 a cancellation that comes with the event is lost in it.
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(work, seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 class _Watching:
@@ -188,9 +189,9 @@ class _Watching:
                 self.book.regain(DOCUMENTS)
             except UnreachableError as error:
                 if isinstance(error, GoneError) and self.book.ending:
-                    await _at_most(LAST_EVENTS_S, self._stream_lost.wait())
+                    await _at_most(LAST_EVENTS_S, self._stream_lost)
                     return
                 self.book.lose(DOCUMENTS, error)
             shown.refresh()
             await asyncio.sleep(FRAME_S)
-            await _at_most(POLL_S - FRAME_S, self._ask_now.wait())
+            await _at_most(POLL_S - FRAME_S, self._ask_now)
