@@ -164,7 +164,7 @@ def load_in_short(scene: Scene, width: int) -> list[Text]:
     parts = ", ".join(f"{phase_name(name)} {took(seconds)}" for seconds, name in longest)
     expected_s = progress.expected_s
     of = "" if expected_s is None else f", expected about {span(expected_s)}"
-    line = Text(f"{span(progress.elapsed_s)}{of}").append(f"; {parts}" if parts else "", FAINT)
+    line = Text(f"{took(progress.elapsed_s)}{of}").append(f"; {parts}" if parts else "", FAINT)
     return labelled("Load", [line], width)
 
 
