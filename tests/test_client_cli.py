@@ -175,6 +175,11 @@ def test_the_diagram_of_a_worker_is_what_its_control_plane_draws(form: str) -> N
 # --- signals, and a terminal
 
 
+def _hear_hang_ups() -> None:
+    """As in a terminal, also where these tests were started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def watch_in_terminal(url: str) -> pexpect.spawn[str]:
     return pexpect.spawn(
         PROGRAM[0],
@@ -183,6 +188,7 @@ def watch_in_terminal(url: str) -> pexpect.spawn[str]:
         dimensions=(24, 80),
         timeout=DEADLINE_S,
         encoding="utf-8",
+        preexec_fn=_hear_hang_ups,
         codec_errors="replace",  # Ctrl-C may come in the middle of a character
         env={**os.environ, "TERM": "xterm-256color"},
     )

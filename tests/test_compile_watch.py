@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from ichat_lifecycle.adapters.compile_watch import CompileWatch, compiler_in
@@ -31,6 +33,15 @@ compile_inner(wait) if sys.argv[1] == "compiles" else wait()
 """
 
 Start = Callable[[str], subprocess.Popen[str]]
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """The signal is on its way when send_signal() returns: on a busy machine it takes a while."""
+    process.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + LIMIT_S
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -76,14 +87,14 @@ def test_one_that_does_not(start: Start) -> None:
 def test_where_one_is_stopped_nothing_is_compiled(start: Start, stopped: str) -> None:
     """The other may wait for it, or it for the other."""
     pids = {what: start(what) for what in ("compiles", "waits")}
-    pids[stopped].send_signal(signal.SIGSTOP)
+    stop(pids[stopped])
     assert compiling(*(process.pid for process in pids.values())) == ""
 
 
 def test_other_programs_are_not_looked_at(start: Start) -> None:
     with subprocess.Popen(["sleep", "1000"]) as other:
         try:
-            other.send_signal(signal.SIGSTOP)
+            stop(other)
             assert compiling(other.pid, start("compiles").pid) == "torch.compile"
         finally:
             other.kill()
@@ -97,7 +108,7 @@ def test_a_compiler_that_an_engine_has_started_is_enough(start: Start, tmp_path:
     with subprocess.Popen([compiler, "1000"]) as compiles:
         try:
             assert compiling(waits.pid, compiles.pid, py_spy="/nowhere/py-spy") == "cc1plus"
-            waits.send_signal(signal.SIGSTOP)
+            stop(waits)
             assert compiling(waits.pid, compiles.pid, py_spy="/nowhere/py-spy") == ""
         finally:
             compiles.kill()

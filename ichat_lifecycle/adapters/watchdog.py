@@ -127,7 +127,9 @@ class EngineWatchdog:
         end = self._now() + seconds
         self._paced.clear()
         while self._now() < end - TOLERANCE_S and not self._paced.is_set():
-            due = min(end, self._now() + STANDSTILL_S)  # traffic may begin at any time
+            # Traffic may begin at any time; each look at an idle engine is a wake-up for nothing.
+            look_s = STANDSTILL_S if self._senses.in_flight() else self._interval_s / 2
+            due = min(end, self._now() + look_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(due - self._now()):
                     await self._paced.wait()
