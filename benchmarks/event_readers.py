@@ -86,13 +86,13 @@ async def _round(ours: Command) -> _Round:
     assert ours.lifecycle is not None
     run = _Round(tokens_per_s=await throughput(ours.port))
     async with httpx.AsyncClient(base_url=ours.lifecycle, headers=AUTH, timeout=60) as client:
-        before = (await client.get("")).json()["seq"]
+        before = (await client.get(ours.lifecycle)).json()["seq"]
         async with _traffic(ours.port):
             asked = time.time()
             await client.post("/engine/sleep?level=0")
             await client.post("/engine/wake")
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not (await client.get("")).json()["ready"]:
+        while not (await client.get(ours.lifecycle)).json()["ready"]:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
         history = (await client.get(f"/history?after={before}")).json()["transitions"]
