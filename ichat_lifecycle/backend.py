@@ -152,7 +152,7 @@ class VLLMBackend(LifecycleBackend):
         self._traces = Traces(
             self.lifecycle.journal, self._traces_endpoint, lambda: {"model": self.model}
         )
-        self._samples = Samples(self.lifecycle)
+        self._samples = Samples(self.lifecycle.journal)
         counters = (self._metrics.count, self._samples.note, self._traces.changed)
         bells = (self._control_bell.ring, self._main_bell.ring)  # last: all has been counted
         self.lifecycle.listeners.extend([*counters, *bells])

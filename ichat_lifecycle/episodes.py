@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from ichat_lifecycle.journal import (
     AttemptRecord,
     Journal,
+    Reader,
     Record,
     RecoveryRecord,
     Snapshot,
@@ -66,17 +67,17 @@ class Episodes:
     """
 
     def __init__(self, journal: Journal, on_episode: Callable[[Episode], None]) -> None:
-        self._journal = journal
+        self._reader = Reader(journal)
         self._on_episode = on_episode
-        self._seen = 0
+        self._begun = False
         self._open: Episode | None = None
 
     def changed(self, snapshot: Snapshot) -> None:
         """Takes what is new in the journal."""
-        for entry in self._journal.since(self._seen):
-            if not self._seen:
+        for entry in self._reader.news():
+            if not self._begun:
                 self._begin(START, _began(snapshot))
-            self._seen = entry.id
+            self._begun = True
             self._take(entry.record, snapshot)
 
     def close(self, snapshot: Snapshot) -> None:

@@ -6,7 +6,7 @@ import bisect
 import enum
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol, cast
@@ -365,6 +365,20 @@ class Journal:
         """What it holds of one kind, oldest first."""
         # A copy first: the control plane reads from another thread.
         return tuple(entry.record for entry in tuple(self._entries[kind]))
+
+
+class Reader:
+    """Reads a journal as it grows, each entry once. For one thread."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._seen = 0
+
+    def news(self) -> Iterator[Entry]:
+        """What has been written since the last time."""
+        for entry in self._journal.since(self._seen):
+            self._seen = entry.id
+            yield entry
 
 
 def _between(entries: Sequence[Entry], after: int, last: int) -> Sequence[Entry]:

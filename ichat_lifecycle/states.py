@@ -66,11 +66,9 @@ class Row:
     when: When = When.BEFORE
 
 
+STARTING_STATES = (State.PARSED, State.BOUND, State.ENGINE_UP, State.SERVING)
 LIVE_STATES = (
-    State.PARSED,
-    State.BOUND,
-    State.ENGINE_UP,
-    State.SERVING,
+    *STARTING_STATES,
     State.READY,
     State.DEGRADED,
 )

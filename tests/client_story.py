@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Self
 
+from stand_ins import NOON, FakeIdentity
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.client.documents import Entry, parse_entry, parse_status
@@ -20,7 +20,6 @@ from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.recorder import Recorder
 from ichat_lifecycle.states import Trigger, row_for
 
-NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 URL = "http://127.0.0.1:18000"
 PHASES = (
     ("importing", 9.8),
@@ -30,17 +29,6 @@ PHASES = (
     ("compiling", 2.9),
     ("allocating_kv_cache", 0.4),
 )
-
-
-@dataclass
-class FakeIdentity:
-    model: str = "demo"
-    vllm_version: str | None = "0.32.0"
-    arguments: dict[str, Any] = field(default_factory=dict)
-    pid: int = 4242
-    start_id: str = "5eed"
-    control_url: str | None = URL
-    in_flight: int = 0
 
 
 class Story:
@@ -53,7 +41,7 @@ class Story:
     def __init__(self, began: datetime = NOON, **identity: Any) -> None:
         self.settings = Settings()
         self.restarts_left = 3
-        self.identity = FakeIdentity(**identity)
+        self.identity = FakeIdentity(**{"pid": 4242, "control_url": URL, **identity})
         self._began = began
         self._passed_s = 0.0
         self.recorder = Recorder(self, asyncio.Event())

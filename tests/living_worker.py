@@ -100,7 +100,7 @@ class Worker:
         ports = self.world.ports(watchdog=lambda _: self._watchdog(settings))
         ports = replace(ports, clock=SystemClock(), companions=(self.plane,))
         self.lifecycle = Lifecycle(ports, settings)
-        self._samples = Samples(self.lifecycle)
+        self._samples = Samples(self.lifecycle.journal)
         self.lifecycle.listeners.extend([self._samples.note, self._bell.ring])
         if expected_s is not None:
             self.lifecycle.recorder.expect(expected_s, 3)

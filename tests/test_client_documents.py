@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from client_story import NOON, Story, hung
+from client_story import Story, hung
+from stand_ins import NOON
 
 from ichat_lifecycle.client.address import base_url
 from ichat_lifecycle.client.documents import (

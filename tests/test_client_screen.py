@@ -7,8 +7,9 @@ from dataclasses import replace
 from datetime import UTC, timedelta
 
 import pytest
-from client_story import NOON, URL, Story, hung, stopping
+from client_story import URL, Story, hung, stopping
 from rich.console import Console
+from stand_ins import NOON
 
 from ichat_lifecycle.client.documents import parse_status
 from ichat_lifecycle.client.errors import GoneError

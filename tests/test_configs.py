@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import yaml
 from fastapi.routing import APIRoute
+from stand_ins import FakeLife
 
 from ichat_lifecycle import docs
 from ichat_lifecycle.adapters.last_resort import TELLING_S
@@ -22,6 +23,7 @@ from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Events
 from ichat_lifecycle.control.page.probes import Samples
 from ichat_lifecycle.errors import ExitCode
+from ichat_lifecycle.journal import Journal
 from ichat_lifecycle.states import State
 from ichat_lifecycle.worker import LAST_RESORT_MARGIN_S, TOKEN_VARIABLE
 
@@ -154,12 +156,12 @@ def routes() -> set[str]:
     nobody = cast(Any, None)
     desk = LoopDesk(nobody, nobody, asyncio.get_event_loop)
     app = build_control_app(
-        nobody,
+        FakeLife(),
         nobody,
         engine=desk,
         events=Events(nobody, "", nobody),
         metrics=bytes,
-        samples=Samples(nobody),
+        samples=Samples(Journal()),
     )
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     return {f"{method} {r.path}" for r in found for method in r.methods if method != "HEAD"}

@@ -8,22 +8,20 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
+from stand_ins import NOON, FakeIdentity, FakeLife
 
-from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control import app as control_app
 from ichat_lifecycle.control.app import BODY_LIMIT, READ_ONLY_PATHS, EngineDesk, build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.errors import CommandFailed, DeadlineError, LifecycleError, TransitionRefused
-from ichat_lifecycle.journal import Journal, Kind, Reason, Snapshot, TransitionRecord
+from ichat_lifecycle.journal import Kind, Reason, Snapshot, TransitionRecord
 from ichat_lifecycle.states import State, Trigger
 
-NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 TOKEN = "right-token"
 RIGHT = {"Authorization": f"Bearer {TOKEN}"}
 WRONG = {"Authorization": "Bearer wrong-token"}
@@ -35,28 +33,6 @@ COMMANDS = {
     "/lifecycle/engine/reset-prefix-cache": ("reset_prefix_cache", None, 200),
 }
 POSTS = ("/lifecycle/stop", *COMMANDS)
-
-
-@dataclass
-class FakeLife:
-    snapshot: Snapshot
-    journal: Journal = field(default_factory=Journal)
-    settings: Settings = field(default_factory=Settings)
-    restarts_left: int = 3
-
-    def monotonic(self) -> float:
-        return 5.0
-
-
-@dataclass
-class FakeIdentity:
-    model: str = "演示"
-    vllm_version: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    pid: int = 42
-    start_id: str = "5eed"
-    control_url: str | None = "http://127.0.0.1:18000"
-    in_flight: int = 0
 
 
 @dataclass
@@ -88,7 +64,7 @@ class Bench:
 
     def __init__(self, state: State = State.READY, **options: Any) -> None:
         self.life = FakeLife(Snapshot(state, NOON, 1.0))
-        self.identity = FakeIdentity()
+        self.identity = FakeIdentity("演示")
         self.raising = True
         self.desk = FakeDesk()
         bell = Bell()

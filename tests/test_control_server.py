@@ -12,12 +12,11 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_ins import FakeIdentity, FakeLife
 
 from ichat_lifecycle.beacon import CONTROL_THREAD
 from ichat_lifecycle.config import Settings
@@ -32,37 +31,11 @@ from ichat_lifecycle.errors import (
     StartError,
     StopDeadlineError,
 )
-from ichat_lifecycle.journal import Journal, Snapshot
 from ichat_lifecycle.ports import Companion
-from ichat_lifecycle.states import State
 
 LOOPBACK = "127.0.0.1"
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: control\r\n\r\n"
 CLOSE = b"\r\nConnection: close\r\n\r\n"  # ends the headers in its place
-
-
-@dataclass
-class FakeLife:
-    snapshot: Snapshot = field(
-        default_factory=lambda: Snapshot(State.READY, datetime(2026, 1, 2, tzinfo=UTC), 0.0)
-    )
-    journal: Journal = field(default_factory=Journal)
-    settings: Settings = field(default_factory=Settings)
-    restarts_left: int = 3
-
-    def monotonic(self) -> float:
-        return 1.0
-
-
-@dataclass
-class FakeIdentity:
-    model: str = "demo"
-    vllm_version: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    pid: int = 42
-    start_id: str = "5eed"
-    control_url: str | None = "http://127.0.0.1:18000"
-    in_flight: int = 0
 
 
 def make_app() -> Any:

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_ins import NOON, FakeIdentity, FakeLife
 
 from ichat_lifecycle.config import Settings, Stop
 from ichat_lifecycle.control import view
@@ -19,7 +19,6 @@ from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.journal import (
     AttemptOutcome,
     AttemptRecord,
-    Journal,
     Kind,
     PhaseRecord,
     Progress,
@@ -33,7 +32,6 @@ from ichat_lifecycle.journal import (
 from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, allowed
 
-NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 LOADING = Snapshot(
     State.BOUND,
     NOON,
@@ -50,35 +48,12 @@ LOADING = Snapshot(
 )
 
 
-@dataclass
-class FakeLife:
-    snapshot: Snapshot
-    now: float = 0.0
-    journal: Journal = field(default_factory=Journal)
-    settings: Settings = field(default_factory=Settings)
-    restarts_left: int = 3
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@dataclass
-class FakeIdentity:
-    model: str = "demo"
-    vllm_version: str | None = "0.32.0"
-    arguments: dict[str, Any] = field(default_factory=dict)
-    pid: int = 42
-    start_id: str = "5eed"
-    control_url: str | None = "http://127.0.0.1:18000"
-    in_flight: int = 0
-
-
 def in_state(state: State, **changes: Any) -> FakeLife:
-    return FakeLife(replace(LOADING, state=state, **changes), now=102.5)
+    return FakeLife(replace(LOADING, state=state, **changes), now_s=102.5)
 
 
 def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
-    life = FakeLife(LOADING, now=102.5, settings=Settings(stop=Stop(drain=100)))
+    life = FakeLife(LOADING, now_s=102.5, settings=Settings(stop=Stop(drain=100)))
     assert view.lifecycle_document(life, FakeIdentity(in_flight=3)) == {
         "state": "BOUND",
         "since": "2026-01-02T12:00:00+00:00",
@@ -187,13 +162,13 @@ def test_in_flight_is_read_anew_for_each_document() -> None:
 def test_elapsed_and_eta(
     progress: Progress, now: float, elapsed_s: float, eta_s: float | None
 ) -> None:
-    life = FakeLife(replace(LOADING, progress=progress), now=now)
+    life = FakeLife(replace(LOADING, progress=progress), now_s=now)
     shown = view.lifecycle_document(life, FakeIdentity())["progress"]
     assert (shown["elapsed_s"], shown["eta_s"]) == (elapsed_s, eta_s)
 
 
 def test_a_clock_older_than_the_snapshot_never_gives_a_negative_time() -> None:
-    assert view.lifecycle_document(FakeLife(LOADING, now=99.0), FakeIdentity())["for_s"] == 0
+    assert view.lifecycle_document(FakeLife(LOADING, now_s=99.0), FakeIdentity())["for_s"] == 0
 
 
 def test_a_document_mixes_no_two_states() -> None:
@@ -319,13 +294,13 @@ def test_retry_after_is_the_rest_of_a_start_within_bounds(
     state: State, expected_s: float | None, seconds: int
 ) -> None:
     progress = Progress(began_mono_s=100.0, expected_s=expected_s)
-    life = FakeLife(replace(LOADING, state=state, progress=progress), now=100.0)
+    life = FakeLife(replace(LOADING, state=state, progress=progress), now_s=100.0)
     assert view.retry_after_s(life) == seconds
 
 
 def test_retry_after_once_the_start_has_ended_is_no_eta() -> None:
     progress = Progress(began_mono_s=0.0, ended_mono_s=1.0, expected_s=20.0)
-    assert view.retry_after_s(FakeLife(replace(LOADING, progress=progress), now=2.0)) == 5
+    assert view.retry_after_s(FakeLife(replace(LOADING, progress=progress), now_s=2.0)) == 5
 
 
 class Unprintable:

@@ -7,19 +7,19 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
+from stand_ins import FakeIdentity, FakeLife
 
-from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control import events as control_events
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.server import ControlPlane
-from ichat_lifecycle.journal import LIMITS, Journal, Kind, PhaseRecord, Snapshot
+from ichat_lifecycle.journal import LIMITS, Kind, PhaseRecord, Snapshot
 from ichat_lifecycle.states import State
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -27,33 +27,11 @@ START = "5eed"
 DEADLINE_S = 60.0
 
 
-@dataclass
-class FakeLife:
-    snapshot: Snapshot = field(default_factory=lambda: Snapshot(State.BOUND, AT, 0.0))
-    journal: Journal = field(default_factory=Journal)
-    settings: Settings = field(default_factory=Settings)
-    restarts_left: int = 3
-
-    def monotonic(self) -> float:
-        return 1.0
-
-
-@dataclass
-class FakeIdentity:
-    model: str = "demo"
-    vllm_version: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    pid: int = 42
-    start_id: str = "5eed"
-    control_url: str | None = "http://127.0.0.1:18000"
-    in_flight: int = 0
-
-
 class Worker:
     """A journal with a control plane; writes from the test's own thread, as the writer does."""
 
     def __init__(self) -> None:
-        self.life = FakeLife()
+        self.life = FakeLife(Snapshot(State.BOUND, AT, 0.0))
         self.bell = Bell()
         self.plane = ControlPlane(
             self._app, "127.0.0.1", 0, None, lambda url: None, self.bell.close

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from stand_ins import FakeIdentity
 from tools import promtool
 
 from ichat_lifecycle.config import Settings
@@ -42,7 +42,7 @@ class FakeEvent:
     def clear(self) -> None: ...
 
 
-class FakeLife:
+class RecordedLife:
     """A real recorder, on a clock that the test moves."""
 
     settings = Settings()
@@ -71,24 +71,13 @@ class FakeLife:
         )
 
 
-@dataclass
-class FakeIdentity:
-    model: str = "demo"
-    vllm_version: str | None = "0.32.0"
-    arguments: dict[str, Any] = field(default_factory=dict)
-    pid: int = 42
-    start_id: str = "5eed"
-    control_url: str | None = "http://127.0.0.1:18000"
-    in_flight: int = 3
-
-
 class Bench:
     """A life and its metrics, counted from its beginning as in a worker."""
 
     def __init__(self) -> None:
-        self.life = FakeLife()
+        self.life = RecordedLife()
         self.loop = LoopHealth()
-        self.metrics = Metrics(self.life, FakeIdentity(), lambda: self.loop)
+        self.metrics = Metrics(self.life, FakeIdentity(in_flight=3), lambda: self.loop)
         self.life.recorder.listeners.append(self.metrics.count)
 
     def value(self, name: str, **labels: str) -> float:

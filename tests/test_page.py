@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from itertools import cycle, islice, pairwise
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+from stand_ins import NOON, FakeIdentity, FakeLife
 
 from ichat_lifecycle import __version__
-from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Bell, Events
@@ -32,7 +32,6 @@ from ichat_lifecycle.diagram import STYLE
 from ichat_lifecycle.journal import (
     AttemptOutcome,
     AttemptRecord,
-    Journal,
     Kind,
     PhaseRecord,
     Progress,
@@ -48,23 +47,19 @@ from ichat_lifecycle.journal import (
 from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import TABLE, State, Trigger, row_for
 
-NOON = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
 UP = (Trigger.BIND, Trigger.START_ENGINE, Trigger.SERVE, Trigger.BECOME_READY)
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*7}}\u202e"
 
 
+IDENTITY = FakeIdentity("演示", in_flight=7)
+
+
 @dataclass
-class FakeLife:
+class MovingLife(FakeLife):
     """A life in which something happens when the test says so; its clock is 0 at NOON."""
 
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(State.PARSED, NOON, 0.0))
-    journal: Journal = field(default_factory=Journal)
-    settings: Settings = field(default_factory=Settings)
     restarts_left: int = 2
-    now_s: float = 0.0
-
-    def monotonic(self) -> float:
-        return self.now_s
 
     @property
     def now(self) -> datetime:
@@ -100,31 +95,25 @@ class FakeLife:
             self.after(seconds, trigger)
 
 
-@dataclass
-class FakeIdentity:
-    model: str = "演示"
-    vllm_version: str | None = "0.32.0"
-    arguments: dict[str, Any] = field(default_factory=dict)
-    pid: int = 42
-    start_id: str = "5eed"
-    control_url: str | None = "http://127.0.0.1:18000"
-    in_flight: int = 7
-
-
 def page(
-    life: FakeLife,
+    life: MovingLife,
     window: str = "all",
     loop: LoopHealth | None = None,
     samples: list[Sample] | None = None,
     identity: FakeIdentity | None = None,
 ) -> Page:
     return page_of(
-        life, identity or FakeIdentity(), loop or LoopHealth(), samples or [], Course(), window
+        life,
+        identity or IDENTITY,
+        loop or LoopHealth(),
+        samples or [],
+        Course(life.journal),
+        window,
     )
 
 
-def alive(**changes: Any) -> FakeLife:
-    life = FakeLife()
+def alive(**changes: Any) -> MovingLife:
+    life = MovingLife()
     life.up(**changes)
     return life
 
@@ -212,7 +201,7 @@ def test_the_header_says_who_and_where_the_worker_is() -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_each_state_has_words_and_a_sign_and_not_only_a_colour(state: State) -> None:
-    head = page(FakeLife(Snapshot(state, NOON, 0.0))).head
+    head = page(MovingLife(Snapshot(state, NOON, 0.0))).head
     assert head.meaning
     assert head.sign
 
@@ -253,7 +242,7 @@ def test_evidence_outlasts_the_trouble() -> None:
 def test_a_start_shows_its_phases_and_what_is_expected() -> None:
     phases = (("importing", 0.0), ("loading_weights", 2.0))
     progress = Progress("loading_weights", 0.25, 0.0, None, 20.0, 3, phases)
-    start = page(FakeLife(Snapshot(State.BOUND, NOON, 0.0, progress=progress), now_s=10.0)).start
+    start = page(MovingLife(Snapshot(State.BOUND, NOON, 0.0, progress=progress), now_s=10.0)).start
     assert start.running
     assert (start.elapsed, start.expected, start.rest) == (
         "10 s",
@@ -275,7 +264,7 @@ def test_a_start_shows_its_phases_and_what_is_expected() -> None:
 
 def test_a_start_that_is_late_says_so_and_keeps_its_scale() -> None:
     progress = Progress("loading_weights", None, 0.0, None, 5.0, 1, (("loading_weights", 0.0),))
-    start = page(FakeLife(Snapshot(State.BOUND, NOON, 0.0, progress=progress), now_s=20.0)).start
+    start = page(MovingLife(Snapshot(State.BOUND, NOON, 0.0, progress=progress), now_s=20.0)).start
     assert start.rest == "15 s longer than expected"
     assert (start.expected_at, start.phases[0].width) == (25, 100)
 
@@ -314,7 +303,7 @@ def test_a_stop_shows_its_stages_and_its_bound() -> None:
     ],
 )
 def test_the_commands_that_make_sense(state: State, can: set[str]) -> None:
-    assert set(page(FakeLife(Snapshot(state, NOON, 0.0))).can) == can
+    assert set(page(MovingLife(Snapshot(state, NOON, 0.0))).can) == can
 
 
 # Course and time line -----------------------------------------------------------------------------
@@ -342,22 +331,22 @@ def test_the_time_line_has_each_state_where_and_as_long_as_it_was() -> None:
 
 
 def test_the_time_line_begins_with_the_first_phase() -> None:
-    life = FakeLife(now_s=5.0)
+    life = MovingLife(now_s=5.0)
     life.journal.add(Kind.PHASE, PhaseRecord(life.now, "starting", None, 0.0))
     life.after(15, Trigger.BIND)
     assert page(life).line.shown == "15 s"
 
 
 def test_without_a_phase_it_begins_with_the_first_trigger() -> None:
-    life = FakeLife()
+    life = MovingLife()
     life.after(100, Trigger.BIND)
-    course = Course()
-    course.catch_up(life.journal)
+    course = Course(life.journal)
+    course.catch_up()
     assert course.begin_s == 99.75
 
 
 def test_without_a_transition_it_begins_with_the_snapshot() -> None:
-    life = FakeLife(Snapshot(State.PARSED, NOON, 100.0), now_s=130.0)
+    life = MovingLife(Snapshot(State.PARSED, NOON, 100.0), now_s=130.0)
     assert page(life).line.shown == "30 s"
     assert bars(page(life))["PARSED"] == [(0, 100, 1)]
 
@@ -365,8 +354,8 @@ def test_without_a_transition_it_begins_with_the_snapshot() -> None:
 def test_what_has_been_dropped_is_not_guessed() -> None:
     life = alive()
     life.flap(KEPT)
-    course = Course()
-    course.catch_up(life.journal)
+    course = Course(life.journal)
+    course.catch_up()
     assert course.begin_s == life.journal.transitions[0].mono_s
 
 
@@ -388,7 +377,7 @@ def test_no_window_is_longer_than_the_life() -> None:
     life = alive()
     life.now_s = 30
     assert page(life, "3600").line.shown == "30 s"
-    life = FakeLife(now_s=0.0)
+    life = MovingLife(now_s=0.0)
     assert page(life).line.shown == "10 s", "and none so short that it has no length"
 
 
@@ -452,12 +441,13 @@ def test_the_oldest_stays_go_and_the_sums_stay_right() -> None:
 
 
 def test_a_course_takes_each_transition_once() -> None:
-    life, course = alive(), Course()
+    life = alive()
+    course = Course(life.journal)
     for _ in range(2):
-        course.catch_up(life.journal)
+        course.catch_up()
     assert course.taken == {(row.trigger, row.sources[0]): 1 for row in TABLE[:4]}
     life.flap(2)
-    course.catch_up(life.journal)
+    course.catch_up()
     assert course.taken[Trigger.DEGRADE, State.READY] == 1
     assert (course.state, course.entered_s) == (State.READY, 6)
 
@@ -486,8 +476,8 @@ def test_a_tick_stands_at_its_time() -> None:
 
 
 def test_each_verdict_is_a_sample_though_the_journal_keeps_one_record() -> None:
-    life = FakeLife()
-    samples = Samples(life)
+    life = MovingLife()
+    samples = Samples(life.journal)
     for number in range(5):
         verdict = Verdict(VerdictKind.IDLE, Signs(answered_s=0.001 * number))
         life.journal.judged(verdict, State.READY, NOON + timedelta(seconds=number))
@@ -549,10 +539,10 @@ def test_the_newest_verdicts_and_events_come_first() -> None:
 class Bench:
     """The app with a page, and requests to it without a network."""
 
-    def __init__(self, life: FakeLife | None = None, **options: Any) -> None:
+    def __init__(self, life: MovingLife | None = None, **options: Any) -> None:
         self.life = life or alive()
-        self.identity = FakeIdentity()
-        self.samples = Samples(self.life)
+        self.identity = IDENTITY
+        self.samples = Samples(self.life.journal)
         nobody: Any = None
         values: dict[str, Any] = {
             "token": "right-token",
@@ -868,10 +858,10 @@ def test_the_page_is_bounded_however_much_has_happened() -> None:
 def test_no_transition_is_gone_through_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     life = alive()
     life.flap(1000)
-    course = Course()
-    page_of(life, FakeIdentity(), LoopHealth(), [], course)
+    course = Course(life.journal)
+    page_of(life, IDENTITY, LoopHealth(), [], course)
     taken: list[TransitionRecord] = []
-    monkeypatch.setattr(Course, "_take", lambda self, record, journal: taken.append(record))
+    monkeypatch.setattr(Course, "_take", lambda self, record: taken.append(record))
     life.after(1, Trigger.DEGRADE)
-    page_of(life, FakeIdentity(), LoopHealth(), [], course)
+    page_of(life, IDENTITY, LoopHealth(), [], course)
     assert [record.seq for record in taken] == [1005]

@@ -12,7 +12,17 @@ from ichat_lifecycle.actions import Actions, Hooks
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.guards import GUARDS, Facts, Guard, failing
 from ichat_lifecycle.resources import ResourceStack
-from ichat_lifecycle.states import LIVE_STATES, TABLE, Row, State, Trigger, When, allowed, row_for
+from ichat_lifecycle.states import (
+    LIVE_STATES,
+    STARTING_STATES,
+    TABLE,
+    Row,
+    State,
+    Trigger,
+    When,
+    allowed,
+    row_for,
+)
 from ichat_lifecycle.testing.fakes import FakeWorld
 
 MARKERS = "\n".join(
@@ -68,6 +78,7 @@ def test_a_stop_can_be_asked_for_in_every_live_state() -> None:
     assert row is not None
     assert row.sources == LIVE_STATES
     assert set(State) - set(LIVE_STATES) == {State.STOPPING, State.STOPPED}
+    assert tuple(State)[: tuple(State).index(State.READY)] == STARTING_STATES
     assert row.guards == (), "it can always be asked"
 
 

@@ -6,10 +6,11 @@ import asyncio
 import http.server
 import threading
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from stand_ins import NOON
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters import otlp
@@ -20,7 +21,6 @@ from ichat_lifecycle.journal import Reason, StageOutcome
 from ichat_lifecycle.recorder import Recorder
 from ichat_lifecycle.states import State, Trigger
 
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ENDPOINT = "http://collector/v1/traces"
 
 

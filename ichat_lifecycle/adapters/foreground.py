@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -48,7 +49,7 @@ def _terminal() -> int | None:
         return None
 
 
-def _become(argv: list[str], terminal: int, owner: int) -> None:
+def _become(argv: list[str], terminal: int, owner: int) -> NoReturn:
     """The child: a group of its own, in the foreground, that is told when its parent is killed."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -28,9 +28,9 @@ _BEGINS = tuple(
         ),
         # From here on it runs the model once, to see how much memory is left for the cache.
         (r"(?:^|\] )(Loading weights|Model loading) took ", PROFILING),
-        (r"(?:^|\] ).*Using cache directory: .* for vLLM's torch\.compile", COMPILING),
-        (r"(?:^|\] ).*Dynamo bytecode transform time", COMPILING),
-        (r"(?:^|\] ).*Compiling a graph for ", COMPILING),
+        (r"Using cache directory: .* for vLLM's torch\.compile", COMPILING),
+        (r"Dynamo bytecode transform time", COMPILING),
+        (r"Compiling a graph for ", COMPILING),
         (r"(?:^|\] )Warming up model for the compilation", COMPILING),
         (r"(?:^|\] )Available KV cache memory: ", ALLOCATING),
         (r"(?:^|\] )(\w+ )?KV cache size: ", ALLOCATING),

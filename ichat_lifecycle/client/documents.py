@@ -24,7 +24,6 @@ TRANSITION, ATTEMPT, VERDICT, PHASE, STAGE, RECOVERY = KINDS = (
     "stage",
     "recovery",
 )
-STARTING = (State.PARSED, State.BOUND, State.ENGINE_UP, State.SERVING)
 
 _HISTORY = {
     "transitions": TRANSITION,

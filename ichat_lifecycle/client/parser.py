@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ichat_lifecycle.states import State
@@ -32,7 +33,7 @@ def add_commands(commands: Commands) -> None:
         allow_abbrev=False,
     )
     watch.add_argument("url", nargs="?", metavar="URL", help=URL_HELP)
-    watch.set_defaults(run=_watch)
+    watch.set_defaults(run=_lazily("watch"))
 
 
 def _add_status(commands: Commands) -> None:
@@ -45,7 +46,7 @@ def _add_status(commands: Commands) -> None:
     )
     status.add_argument("urls", nargs="*", metavar="URL", help=URL_HELP)
     status.add_argument("--json", action="store_true", help="their /lifecycle documents as a list")
-    status.set_defaults(run=_status)
+    status.set_defaults(run=_lazily("status"))
 
 
 def _add_history(commands: Commands) -> None:
@@ -61,7 +62,7 @@ def _add_history(commands: Commands) -> None:
     history.add_argument(
         "--all", action="store_true", help="phases, stages, recoveries and verdicts, too"
     )
-    history.set_defaults(run=_history)
+    history.set_defaults(run=_lazily("history"))
 
 
 def _add_diagram(commands: Commands) -> None:
@@ -76,7 +77,7 @@ def _add_diagram(commands: Commands) -> None:
     diagram.add_argument(
         "--format", choices=("svg", "mermaid"), default="mermaid", help="default: %(default)s"
     )
-    diagram.set_defaults(run=_diagram)
+    diagram.set_defaults(run=_lazily("diagram"))
 
 
 def _add_wait(commands: Commands) -> None:
@@ -104,7 +105,7 @@ def _add_wait(commands: Commands) -> None:
         metavar="SECONDS",
         help="for a worker to appear, too; default: %(default)s",
     )
-    wait.set_defaults(run=_wait)
+    wait.set_defaults(run=_lazily("wait"))
 
 
 def _state(text: str) -> State:
@@ -120,34 +121,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-# What a command needs is imported once it is asked for.
+def _lazily(name: str) -> Callable[[argparse.Namespace, list[str]], int]:
+    """A command by its name in commands.py, which is imported only once it is asked for."""
 
+    def run(args: argparse.Namespace, _: list[str]) -> int:
+        from ichat_lifecycle.client import commands
 
-def _status(args: argparse.Namespace, _: list[str]) -> int:
-    from ichat_lifecycle.client import commands
+        code: int = getattr(commands, name)(args)
+        return code
 
-    return commands.status(args)
-
-
-def _history(args: argparse.Namespace, _: list[str]) -> int:
-    from ichat_lifecycle.client import commands
-
-    return commands.history(args)
-
-
-def _diagram(args: argparse.Namespace, _: list[str]) -> int:
-    from ichat_lifecycle.client import commands
-
-    return commands.diagram(args)
-
-
-def _wait(args: argparse.Namespace, _: list[str]) -> int:
-    from ichat_lifecycle.client import commands
-
-    return commands.wait(args)
-
-
-def _watch(args: argparse.Namespace, _: list[str]) -> int:
-    from ichat_lifecycle.client import commands
-
-    return commands.watch(args)
+    return run

@@ -8,10 +8,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from ichat_lifecycle.client import sections
-from ichat_lifecycle.client.documents import STARTING
 from ichat_lifecycle.client.lines import cut
 from ichat_lifecycle.client.logbook import Scene
 from ichat_lifecycle.client.look import FAINT
+from ichat_lifecycle.states import STARTING_STATES
 
 TALL = 36  # lines from which on there is room for more than the essentials
 EVENTS_AT_LEAST = 3
@@ -58,7 +58,7 @@ def _why(scene: Scene, width: int, height: int) -> list[Text]:
 def _body(scene: Scene, width: int, height: int, room: int) -> list[Text]:
     """The blocks that there is room for, each as a whole."""
     tall = height >= TALL
-    full = tall or scene.state in STARTING
+    full = tall or scene.state in STARTING_STATES
     blocks = (
         sections.stop(scene, width, room),
         sections.load(scene, width, room) if full else sections.load_in_short(scene, width),

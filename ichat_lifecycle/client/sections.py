@@ -22,7 +22,6 @@ from ichat_lifecycle.client.charts import (
 from ichat_lifecycle.client.documents import (
     PHASE,
     STAGE,
-    STARTING,
     VERDICT,
     Entry,
     Progress,
@@ -41,7 +40,7 @@ from ichat_lifecycle.client.words import (
     told,
     took,
 )
-from ichat_lifecycle.states import TABLE, State
+from ichat_lifecycle.states import STARTING_STATES, TABLE, State
 
 NAME_WIDTH, TIME_WIDTH = 24, 10
 HARMLESS = ("idle", "busy")
@@ -144,7 +143,7 @@ def load(scene: Scene, width: int, most: int) -> list[Text]:
     total_s = max(progress.elapsed_s, progress.expected_s or 0.0)
     lines = [_load_head(scene, progress, bars)]
     for name, begin_s, end_s in _phases(progress)[-max(1, most - 1) :]:
-        now = scene.state in STARTING and end_s == progress.elapsed_s
+        now = scene.state in STARTING_STATES and end_s == progress.elapsed_s
         shown = phase_name(name, progress.fraction if now else None)
         head = columns([(f"{'▸ ' if now else '  '}{shown}", NAME_WIDTH)])
         spent = took(end_s - begin_s).rjust(TIME_WIDTH - 2)
@@ -176,7 +175,7 @@ def _bars(width: int) -> int:
 def _progress_now(scene: Scene) -> Progress:
     """The document is of a moment ago, and a start goes on."""
     progress = scene.status.progress
-    if scene.state not in STARTING:
+    if scene.state not in STARTING_STATES:
         return progress
     since_s = max(0.0, (scene.now - scene.status.now).total_seconds())
     return replace(progress, elapsed_s=progress.elapsed_s + since_s)
@@ -184,7 +183,7 @@ def _progress_now(scene: Scene) -> Progress:
 
 def _load_head(scene: Scene, progress: Progress, bars: int) -> Text:
     said = of_expected(progress)
-    if progress.expected_s is None or scene.state not in STARTING:
+    if progress.expected_s is None or scene.state not in STARTING_STATES:
         return Text(said)
     if progress.elapsed_s > progress.expected_s:
         return Text(said, "yellow")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ichat_lifecycle.client.address import base_url
-from ichat_lifecycle.client.documents import STARTING, Status
+from ichat_lifecycle.client.documents import Status
 from ichat_lifecycle.client.find import Worker, find_workers
 from ichat_lifecycle.client.look import FAINT, UNLIMITED, state_text
 from ichat_lifecycle.client.transport import ControlClient
@@ -24,6 +24,7 @@ from ichat_lifecycle.client.words import (
     span,
 )
 from ichat_lifecycle.errors import ExitCode, LifecycleError, report
+from ichat_lifecycle.states import STARTING_STATES
 
 NOT_READY = 1
 
@@ -106,7 +107,7 @@ def lines(workers: Iterable[Worker]) -> Table:
 def _more(status: Status) -> str:
     """What there is to say of one that is not ready."""
     said = []
-    if status.state in STARTING:
+    if status.state in STARTING_STATES:
         progress = status.progress
         said.append(f"{phase_name(progress.phase, progress.fraction)}, {of_expected(progress)}")
     if status.reason and not status.ready:

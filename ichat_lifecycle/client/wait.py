@@ -15,13 +15,13 @@ from datetime import datetime, timedelta
 
 from ichat_lifecycle.client.address import base_url
 from ichat_lifecycle.client.choose import the_only
-from ichat_lifecycle.client.documents import PHASE, STARTING, Entry, Status
+from ichat_lifecycle.client.documents import PHASE, Entry, Status
 from ichat_lifecycle.client.errors import GoneError, UnreachableError
 from ichat_lifecycle.client.find import find_workers
 from ichat_lifecycle.client.transport import ControlClient
 from ichat_lifecycle.client.words import phase_name, reason_in_short, span
 from ichat_lifecycle.errors import LifecycleError
-from ichat_lifecycle.states import TABLE, State
+from ichat_lifecycle.states import STARTING_STATES, TABLE, State
 
 REACHED = 0
 ENDED = 75  # as the worker itself ends when it gives up
@@ -119,7 +119,7 @@ class Judge:
         line = f"not {self._target} within {span(self.waited_s)}: "
         if self.status is None:
             return Outcome(TIMED_OUT, line + (trouble.line() if trouble else "no worker was found"))
-        if self.state in STARTING:
+        if self.state in STARTING_STATES:
             return Outcome(
                 TIMED_OUT, f"{line}{self.name} is {self.state} ({phase_name(self._phase)})"
             )

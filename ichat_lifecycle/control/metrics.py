@@ -21,11 +21,12 @@ from prometheus_client.registry import Collector
 
 from ichat_lifecycle import __version__
 from ichat_lifecycle.control.loop_watch import LoopHealth
-from ichat_lifecycle.control.view import Identity, Life
+from ichat_lifecycle.control.view import Identity, Life, takes_requests
 from ichat_lifecycle.journal import (
     AttemptOutcome,
     AttemptRecord,
     Entry,
+    Reader,
     RecoveryRecord,
     Snapshot,
     StageOutcome,
@@ -55,7 +56,7 @@ class Metrics(Collector):
 
     def __init__(self, life: Life, identity: Identity, loop: Callable[[], LoopHealth]) -> None:
         self._life = life
-        self._seen = 0
+        self._reader = Reader(life.journal)
         self._times = _Times(life.snapshot)
         self._registry = CollectorRegistry()
         self._registry.register(_Now(life, identity, loop, self.state_seconds))
@@ -117,8 +118,7 @@ class Metrics(Collector):
     def count(self, snapshot: Snapshot) -> None:
         """Takes what is new in the journal; a listener of the lifecycle's, on its loop."""
         self._times = self._times.then(snapshot)
-        for entry in self._life.journal.since(self._seen):
-            self._seen = entry.id
+        for entry in self._reader.news():
             self._count(entry)
 
     def _count(self, entry: Entry) -> None:
@@ -190,7 +190,7 @@ class _Now(Collector):
         yield _gauge(
             "ready",
             "1 while the worker takes requests, as /readyz says.",
-            float(snapshot.ready and not loop.blocked),
+            float(takes_requests(snapshot, loop)),
         )
         yield _counters(
             "state_seconds",

@@ -17,7 +17,7 @@ from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.diagram import Way
 from ichat_lifecycle.journal import Journal, Kind, Progress, Snapshot, verdict_as_dict
 from ichat_lifecycle.ports import Verdict
-from ichat_lifecycle.states import State
+from ichat_lifecycle.states import STARTING_STATES, State
 
 Probe = Literal["livez", "readyz", "startupz"]
 
@@ -28,8 +28,6 @@ DEFAULT_RETRY_S = 5
 LONGEST_RETRY_S = 30
 
 TURNING = LoopHealth()
-
-STARTING = (State.PARSED, State.BOUND, State.ENGINE_UP, State.SERVING)
 
 # Deeper than any argument or engine report; what lies below is shown as text.
 DEPTH_LIMIT = 8
@@ -99,7 +97,7 @@ def lifecycle_document(
         "state": snapshot.state.value,
         "since": snapshot.since.isoformat(),
         "for_s": _elapsed(snapshot.since_mono_s, now),
-        "ready": snapshot.ready and not loop.blocked,
+        "ready": takes_requests(snapshot, loop),
         "reason": _reason(snapshot, loop),
         "loop": {"lag_s": loop.lag_s, "blocked": loop.blocked},
         "allowed": [trigger.value for trigger in snapshot.allowed],
@@ -118,6 +116,11 @@ def lifecycle_document(
         "vllm_version": identity.vllm_version,
         "arguments": plain(identity.arguments),
     }
+
+
+def takes_requests(snapshot: Snapshot, loop: LoopHealth) -> bool:
+    """Readiness as everybody outside is told it: in READY, unless nothing can be served."""
+    return snapshot.ready and not loop.blocked
 
 
 _HISTORY = {
@@ -160,7 +163,7 @@ def probe_document(
     snapshot = life.snapshot
     passed = {
         "livez": snapshot.state is not State.STOPPED,
-        "readyz": snapshot.ready and not loop.blocked,
+        "readyz": takes_requests(snapshot, loop),
         "startupz": snapshot.ever_ready,
     }[probe]
     body = {
@@ -178,7 +181,7 @@ def retry_after_s(life: Life) -> int:
     """
     now, snapshot = life.monotonic(), life.snapshot
     eta_s = _eta(snapshot.progress, now)
-    if snapshot.state not in STARTING or eta_s is None:
+    if snapshot.state not in STARTING_STATES or eta_s is None:
         return DEFAULT_RETRY_S
     return max(1, min(LONGEST_RETRY_S, math.ceil(eta_s)))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ichat_lifecycle.diagram import Edge
-from ichat_lifecycle.journal import LIMITS, Journal, Kind, PhaseRecord, TransitionRecord
+from ichat_lifecycle.journal import LIMITS, Journal, Kind, PhaseRecord, Reader, TransitionRecord
 from ichat_lifecycle.states import State
 
 KEPT = LIMITS[Kind.TRANSITION]
@@ -73,7 +73,7 @@ class Stays:
 
 
 class Course:
-    """Where a life has been, when, and by which ways. Used by one thread.
+    """Where the life of a journal has been, when, and by which ways. Used by one thread.
 
     Attributes:
         state: where it is; `entered_s`: since when, on the event loop's clock.
@@ -82,25 +82,25 @@ class Course:
         cause: of the last transition.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
         self.state = State.PARSED
         self.entered_s: float | None = None
         self.begin_s: float | None = None
         self.taken: Counter[Edge] = Counter()
         self.cause: str | None = None
         self.stays = {state: Stays() for state in State}
-        self._seen = 0
+        self._journal = journal
+        self._reader = Reader(journal)
 
-    def catch_up(self, journal: Journal) -> None:
+    def catch_up(self) -> None:
         """Takes what is new in the journal."""
-        for entry in journal.since(self._seen):
-            self._seen = entry.id
+        for entry in self._reader.news():
             if isinstance(entry.record, TransitionRecord):
-                self._take(entry.record, journal)
+                self._take(entry.record)
 
-    def _take(self, record: TransitionRecord, journal: Journal) -> None:
+    def _take(self, record: TransitionRecord) -> None:
         if self.entered_s is None:
-            self.begin_s = self.entered_s = _begin_s(record, journal)
+            self.begin_s = self.entered_s = _begin_s(record, self._journal)
         self.stays[record.source].add(self.entered_s, record.mono_s)
         self.taken[record.trigger, record.source] += 1
         self.state, self.entered_s, self.cause = record.dest, record.mono_s, record.cause

@@ -225,7 +225,7 @@ def page_of(
     now_s = max(now_s, snapshot.since_mono_s)
     now = snapshot.since + timedelta(seconds=now_s - snapshot.since_mono_s)
     journal = life.journal
-    course.catch_up(journal)
+    course.catch_up()
     window = window if window in WINDOWS else DEFAULT_WINDOW
     return Page(
         now=_time(now, now),

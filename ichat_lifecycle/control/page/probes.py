@@ -15,9 +15,9 @@ from datetime import datetime
 
 from ichat_lifecycle.control.page.timeline import FULL, Span
 from ichat_lifecycle.control.page.words import clock, length, name_of, signs
-from ichat_lifecycle.control.view import Life
-from ichat_lifecycle.journal import Snapshot, VerdictRecord
+from ichat_lifecycle.journal import Journal, Reader, Snapshot, VerdictRecord
 from ichat_lifecycle.ports import VerdictKind
+from ichat_lifecycle.verdicts import silence_s
 
 # At one in 5 s, an hour and a half.
 KEPT = 1100
@@ -49,8 +49,7 @@ class Sample:
         """The newest of the verdicts that the record stands for."""
         verdict, found = record.verdict, record.verdict.signs
         answered, missed = found.answered_s is not None, verdict.kind in MISSES
-        silent_s = max(found.silent_s, found.token_silent_s)
-        latency_s = silent_s if found.answered_s is None else found.answered_s
+        latency_s = silence_s(found) if found.answered_s is None else found.answered_s
         kind = "miss" if missed else "answer" if answered else "silent"
         told = f"{clock(record.until, record.until)} {name_of(verdict.kind)}: {signs(verdict)}"
         return cls(record.until, kind, latency_s, (missed, latency_s), told)
@@ -61,17 +60,15 @@ def _at(sample: Sample) -> datetime:
 
 
 class Samples:
-    """The newest KEPT verdicts of a life. Written by its loop, read from any thread."""
+    """The newest KEPT verdicts of a journal. Written by its loop, read from any thread."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
-        self._seen = 0
+    def __init__(self, journal: Journal) -> None:
+        self._reader = Reader(journal)
         self._samples: deque[Sample] = deque(maxlen=KEPT)
 
     def note(self, snapshot: Snapshot) -> None:
         """A listener of the lifecycle's."""
-        for entry in self._life.journal.since(self._seen):
-            self._seen = entry.id
+        for entry in self._reader.news():
             if isinstance(entry.record, VerdictRecord):
                 self._samples.append(Sample.of(entry.record))
 

@@ -78,7 +78,7 @@ class Renderer:
         self._loop = loop
         self._samples = samples
         self._last_event = last_event
-        self._course = Course()
+        self._course = Course(life.journal)
         self._diagram = (-1, Markup())
         environment = Environment(
             loader=FileSystemLoader(HERE / "templates"),
