@@ -89,7 +89,7 @@ test: setup ## all tests, those with a real engine too
 	@.venv/bin/pytest -m "engine or browser"
 
 test-fast: $(LIGHT)/.stamp-setup ## the tests that need no vLLM
-	@$(LIGHT)/bin/pytest -n auto --dist worksteal -m "not engine and not browser and not matrix"
+	@$(LIGHT)/bin/pytest -n auto --dist load --maxschedchunk 1 -m "not engine and not browser and not matrix"
 
 test-matrix: setup $(MATRIX_STAMPS) ## the smoke test against each supported vLLM
 	@for version in $(MATRIX); do \

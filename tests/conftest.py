@@ -10,12 +10,19 @@ import pytest
 
 from ichat_lifecycle.demo_model import make_demo_model
 
+# What takes longest begins first, so that no core is left with it alone at the end.
+LONGEST = ("test_lives.py", "test_stateful.py", "test_prove.py")
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory: Path = tmp_path_factory.mktemp("models") / "demo"
     make_demo_model(directory)
     return str(directory)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
