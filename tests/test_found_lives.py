@@ -164,6 +164,14 @@ def test_a_probe_that_fails_as_the_watchdog_stops_is_heard() -> None:
     )  # fmt: skip
 
 
+def test_a_watchdog_that_ignores_its_cancellation_is_not_started_after_the_stop() -> None:
+    """It was the fake that did: the real one starts without an await."""
+    lived(
+        (4.4, "stop"), (4.65, "cancel"), settings=SHORT, until_s=10.0,
+        watchdog_start=(Outcome(hang=True, ignore_cancel_s=0.3), USUAL),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("command", ["wake", "reset_prefix_cache"])
 def test_an_engine_that_hangs_under_a_command_is_noticed_as_soon_as_any(command: Do) -> None:
     """Verdicts waited for the command's own deadline: for a minute nobody knew."""

@@ -334,12 +334,15 @@ class FakeWatchdog:
 
     world: FakeWorld
     real: Watchdog | None = None
+    _start: object = None
 
     async def start(self, on_verdict: VerdictReport) -> None:
         self.world.acquire("watchdog")
         self.world.on_verdict = on_verdict
+        self._start = this = object()
         await self.world.play("watchdog.start")
-        if self.real:
+        # The real one starts without an await: never after the stop, whatever ignores what.
+        if self.real and self._start is this:
             await self.real.start(on_verdict)
 
     def pace(self, interval_s: float) -> None:
@@ -349,6 +352,7 @@ class FakeWatchdog:
 
     async def stop(self) -> None:
         self.world.let_go("watchdog")
+        self._start = None
         if self.real:
             await self.real.stop()
         await self.world.play("watchdog.stop")
