@@ -49,8 +49,6 @@ from ichat_lifecycle.states import TABLE, State, Trigger, row_for
 
 UP = (Trigger.BIND, Trigger.START_ENGINE, Trigger.SERVE, Trigger.BECOME_READY)
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*7}}\u202e"
-
-
 IDENTITY = FakeIdentity("演示", in_flight=7)
 
 
