@@ -28,6 +28,29 @@ LOOKS: dict[str, tuple[Any, int, int]] = {
     "phone": ("light", 390, 844),
     "wall": ("dark", 1920, 1080),
 }
+# Remembers the page's clock and its stream of events. To clear whatever has a number would also
+# clear the time-out by which a running page shows what it has just heard, and it waits for that.
+WATCHED = """
+  const every = window.setInterval;
+  window.clocks = [];
+  window.setInterval = (...given) => {
+    const id = every(...given);
+    window.clocks.push(id);
+    return id;
+  };
+  window.EventSource = class extends window.EventSource {
+    constructor(...given) {
+      super(...given);
+      window.stream = this;
+    }
+  };
+"""
+FITS = """() => {
+  const boxes = [...document.querySelectorAll(".tick")].map(tick => tick.getBoundingClientRect());
+  const shown = boxes.filter(box => box.width).sort((one, other) => one.left - other.left);
+  const apart = shown.every((box, n) => n === 0 || shown[n - 1].right < box.left);
+  return apart && document.documentElement.scrollWidth <= innerWidth;
+}"""
 HINT = "lower --gpu-memory-utilization or --max-model-len, and look at dmesg; " * 6
 
 
@@ -52,6 +75,7 @@ class Screen:
             color_scheme=scheme, viewport={"width": width, "height": height}, **options
         )
         self.context.set_default_timeout(DEADLINE_S * 1000)
+        self.context.add_init_script(WATCHED)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.page.on("console", self._hear)
@@ -66,14 +90,19 @@ class Screen:
         """Waits until that is so."""
         self.page.locator(selector, has_text=text).first.wait_for()
 
+    def hold_clock(self) -> None:
+        """Only the stream of events brings anything new from here on."""
+        self.page.wait_for_function("window.stream.readyState === EventSource.OPEN")
+        self.page.evaluate("for (const id of window.clocks) clearInterval(id)")
+
     def photograph(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{name}-{self.look}.png"
         self.page.screenshot(path=path, full_page=self.look != "wall")
 
     def fits(self) -> bool:
-        """Whether nothing makes the page wider than the window."""
-        return bool(self.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+        """Whether nothing makes the page wider than the window, nor covers another time of day."""
+        return bool(self.page.evaluate(FITS))
 
 
 @pytest.fixture
@@ -175,12 +204,10 @@ def test_the_time_line_is_zoomed_without_a_new_page(show: Any) -> None:
 
 
 def test_an_event_is_shown_sooner_than_the_next_second(show: Any) -> None:
-    """With the clock of the page held, only the stream of events can bring it."""
     with Worker("engine.start") as worker:
         screen = show(worker)
         screen.shows("h1", "BOUND")
-        page = screen.page
-        page.evaluate("for (let id = 1; id < 10000; id++) clearInterval(id)")
+        screen.hold_clock()
         worker.phase("compiling")
         screen.shows(".phases .now", "compiling")
 
@@ -308,7 +335,7 @@ def test_contact_that_is_lost_is_told_and_found_again_with_another_worker(browse
         assert screen.page.locator("#token").input_value() == TOKEN, "the page was not loaded anew"
         worker.phase("compiling")
         screen.shows(".phases .now", "compiling")
-        screen.page.evaluate("for (let id = 1; id < 10000; id++) clearInterval(id)")
+        screen.hold_clock()
         worker.phase("capturing_graphs")
         screen.shows(".phases .now", "capturing graphs")  # the events of the second are heard
         screen.context.close()
