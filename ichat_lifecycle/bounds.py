@@ -86,11 +86,29 @@ async def race(
     Unlike `asyncio.timeout` it neither cancels the task nor waits for what it does about that; both
     are the caller's. Raises only CancelledError, when the caller is cancelled.
     """
-    await asyncio.wait(
-        {task, *(latch.waiter() for latch in interrupts if latch is not None)},
-        timeout=timeout_s,
-        return_when=asyncio.FIRST_COMPLETED,
-    )
+    # Nearly all that a worker does waits here, and a third of a simulated life was spent in what
+    # asyncio.wait gathers on the way. Much of it is done after its first step, and needs nothing.
+    await asyncio.sleep(0)
+    if task.done():
+        return True
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    awaited = [task, *[latch.waiter() for latch in interrupts if latch is not None]]
+    for future in awaited:
+        future.add_done_callback(wake)
+    timer = None if timeout_s is None else loop.call_later(timeout_s, wake)
+    try:
+        await woken
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for future in awaited:
+            future.remove_done_callback(wake)
     return task.done()
 
 

@@ -36,8 +36,16 @@ class _SequentialMachine(AsyncMachine):  # type: ignore[misc]  # transitions is 
     async def await_all(callables: list[Callable[[], Awaitable[Any]]]) -> list[Any]:
         return [await call() for call in callables]
 
+    async def callbacks(self, funcs: list[Any], event_data: EventData) -> None:
+        for func in funcs:  # the stock one makes a list of partial functions, also of nothing
+            await self.callback(func, event_data)
+
     async def process_context(self, func: Callable[[], Awaitable[Any]], model: object) -> Any:
         return await func()
+
+    def __getattr__(self, name: str) -> Any:
+        # The stock one makes up `on_enter_STATE` and its like, which add callbacks for every life.
+        raise AttributeError(name)
 
     async def cancel_running_transitions(self, model: object, msg: str | None = None) -> None:
         return None

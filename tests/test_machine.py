@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ichat_lifecycle import machine as machine_module
 from ichat_lifecycle.errors import TransitionRefused
 from ichat_lifecycle.guards import GUARDS, Facts
 from ichat_lifecycle.machine import Machine
@@ -265,3 +266,9 @@ def test_one_transition_at_a_time(from_within: bool) -> None:
         assert bench.machine.state is State.BOUND
 
     asyncio.run(main())
+
+
+def test_no_life_adds_a_callback_to_the_table_that_all_share() -> None:
+    """The stock machine makes up `on_enter_STATE` and its like for whoever asks."""
+    with pytest.raises(AttributeError, match="on_enter_READY"):
+        machine_module._TABLE.on_enter_READY(print)

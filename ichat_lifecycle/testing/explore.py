@@ -154,8 +154,7 @@ def fingerprint(life: Life, stage: Stage) -> Hashable:
     seen: dict[int, int] = {}
     tasks = tuple(_position(task, seen) for task in loop.tasks if not task.done())
     ready = tuple(_callback(h) for h in loop._ready if not h.cancelled())
-    timers = [t for t in loop._scheduled if not t.cancelled()]
-    waiting = tuple(sorted((round(t.when() - now, 3), _callback(t)) for t in timers))
+    waiting = tuple((round(t.when() - now, 3), _callback(t)) for t in loop.timers)
     return tasks, ready, waiting, _frozen(life.subject, seen), _frozen(life.world, seen)
 
 

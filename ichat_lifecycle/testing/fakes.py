@@ -382,17 +382,23 @@ class FakeEvidence:
         return f"/evidence/{case.code}"
 
 
+_FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
+
+
 class FakeClock:
     """Follows the loop's virtual time from a fixed day on; `offset_s` is what it was set off by."""
 
     offset_s = 0.0
+    _told = (0.0, _FIRST_DAY)  # much happens at once
 
     def now(self) -> datetime:
         try:
-            seconds = _now()
+            seconds = _now() + self.offset_s
         except RuntimeError:
-            seconds = 0.0
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds + self.offset_s)
+            seconds = self.offset_s
+        if self._told[0] != seconds:
+            self._told = (seconds, _FIRST_DAY + timedelta(seconds=seconds))
+        return self._told[1]
 
 
 def say(world: FakeWorld, *verdicts: Verdict) -> None:

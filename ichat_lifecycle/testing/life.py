@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import gc
 import inspect
 import itertools
+import json
 import logging
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -99,7 +102,7 @@ class Life:
 
     def __init__(self, plan: Plan, implementation: Implementation, loop: VirtualTimeLoop) -> None:
         self.plan = plan
-        self.settings = Settings.model_validate(plan.settings) if plan.settings else DEFAULTS
+        self.settings = _settings(json.dumps(plan.settings))
         self.error: BaseException | None = None
         self.ended_s: float | None = None
         self.stops: list[tuple[float, str]] = []
@@ -376,13 +379,24 @@ class Life:
         )
 
 
-DEFAULTS = Settings()
+@functools.lru_cache(maxsize=64)
+def _settings(document: str) -> Settings:
+    """Drawn lives are lived in few worlds."""
+    return Settings.model_validate_json(document)
 
 
 def _usual(plan: Plan) -> Mapping[str, float]:
     if not plan.least_s:
         return CALLS
     return {name: max(seconds, plan.least_s) for name, seconds in CALLS.items()}
+
+
+def _forget_loggers() -> None:
+    """Else they stay quiet: structlog has no way back from `cache_logger_on_first_use`."""
+    for module in list(sys.modules.values()):
+        logger = getattr(module, "log", None)
+        if isinstance(logger, structlog._config.BoundLoggerLazyProxy):
+            vars(logger).pop("bind", None)
 
 
 class Stage:
@@ -397,7 +411,12 @@ class Stage:
         asyncio.set_event_loop(self.loop)
         self._logging = structlog.get_config()
         quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
-        structlog.configure(wrapper_class=quiet)
+        # One logger for each module: a new one for each line looks for the stream it prints to.
+        structlog.configure(
+            wrapper_class=quiet,
+            logger_factory=structlog.ReturnLoggerFactory(),
+            cache_logger_on_first_use=True,
+        )
         # A life makes garbage, in cycles: neither look for it all the time, nor at all that was
         # there before.
         gc.freeze()
@@ -409,6 +428,7 @@ class Stage:
         gc.set_threshold(*self._collecting)
         gc.unfreeze()
         structlog.configure(**self._logging)
+        _forget_loggers()
         asyncio.set_event_loop(None)
         self.loop.close()
 
