@@ -13,7 +13,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.compile_watch import CompileWatch
 from ichat_lifecycle.adapters.engine_fork import serving_on
 from ichat_lifecycle.adapters.evidence import EngineEvidence, EvidenceFiles
-from ichat_lifecycle.adapters.gate import Gate, Receive, Scope, Send
+from ichat_lifecycle.adapters.gate import Gate
+from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover, check_handed
 from ichat_lifecycle.adapters.heartbeat import Heartbeat
 from ichat_lifecycle.adapters.otlp import Traces
 from ichat_lifecycle.adapters.probe import HttpProbe, Target
+from ichat_lifecycle.adapters.refusal import Receive, Scope, Send
+from ichat_lifecycle.adapters.sd_notify import Notifier
+from ichat_lifecycle.adapters.signals import Stoppable
 from ichat_lifecycle.adapters.sockets import SocketBinder
 from ichat_lifecycle.adapters.uvicorn_server import UvicornServer
 from ichat_lifecycle.adapters.vllm_app import (
@@ -47,13 +51,13 @@ from ichat_lifecycle.control.loop_watch import LoopWatch
 from ichat_lifecycle.control.metrics import Metrics
 from ichat_lifecycle.control.page.probes import Samples
 from ichat_lifecycle.control.server import ControlPlane
-from ichat_lifecycle.control.view import retry_after_s
+from ichat_lifecycle.control.view import retry_after_s, summary_document
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
 from ichat_lifecycle.ports import Address, Companion, Ports
 from ichat_lifecycle.preflight import scan
 from ichat_lifecycle.redact import Secrets, redact
 
-# What the last trace may take of the time that a stop has; see worker.LAST_RESORT_MARGIN_S.
+# What the last trace may take of the time that a stop has; see last_resort.MARGIN_S.
 TRACES_TIMEOUT_S = 0.5
 
 
@@ -73,6 +77,9 @@ class Options:
         known_flags: flags of the embedding program, to suggest where one is mistyped.
         evidence_directory: where bundles of evidence go; by default `ichat-lifecycle/evidence` in
             the user's state directory.
+        fd: an inherited socket that listens already, to serve on instead of host and port.
+        accept_when_ready: accept its connections from READY on instead of from BOUND on, because
+            somebody else serves them until then.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -89,6 +96,8 @@ class Options:
     announce: Callable[[str], None] = lambda url: None
     known_flags: tuple[str, ...] = ()
     evidence_directory: Path | None = None
+    fd: int | None = None
+    accept_when_ready: bool = False
 
 
 class VLLMBackend(LifecycleBackend):
@@ -117,6 +126,9 @@ class VLLMBackend(LifecycleBackend):
         _refuse_in_engine_process()
         self.options = options or Options()
         self._scan = scan(framework_args, backend_argv)
+        if self.options.fd is not None:
+            at = check_handed(self.options.fd)
+            self._scan = replace(self._scan, host=at.host, port=at.port, uds=at.uds)
         self._arguments = VllmArguments(
             framework_args, backend_argv, self.options.adopt_loggers, self.options.known_flags
         )
@@ -144,8 +156,17 @@ class VLLMBackend(LifecycleBackend):
             options.adopt_loggers,
             options.settings.start.stall_timeout,
         )
-        self.binder = SocketBinder(self._address)
+        self.binder = (
+            SocketBinder(self._address)
+            if options.fd is None
+            else HandedBinder(options.fd, lambda: self._address().tls)
+        )
         heartbeat = self._heartbeat()
+        self._notifier = Notifier(
+            lambda: self.lifecycle.snapshot,
+            lambda: summary_document(self.lifecycle, self),
+            os.environ,
+        )
         companions = (heartbeat,) if heartbeat else ()
         super().__init__(self._ports(companions), options.settings, ready_event)
         self._metrics = Metrics(self.lifecycle, self, self._loop_watch.health)
@@ -158,6 +179,15 @@ class VLLMBackend(LifecycleBackend):
         self.lifecycle.listeners.extend([*counters, *bells])
         if heartbeat:
             self.lifecycle.listeners.append(heartbeat.changed)
+        if self._notifier.wanted:
+            self.lifecycle.listeners.append(self._notifier.changed)
+        self.ask_to_stop: Stoppable = self.lifecycle.ask_to_stop
+        if isinstance(self.binder, HandedBinder):
+            handover = Handover(
+                self.binder, self.server, self.lifecycle, when_ready=options.accept_when_ready
+            )
+            self.lifecycle.listeners.append(handover.changed)
+            self.ask_to_stop = handover.ask_to_stop
 
     def _ports(self, companions: tuple[Companion, ...]) -> Ports:
         settings = self.options.settings
@@ -181,6 +211,13 @@ class VLLMBackend(LifecycleBackend):
             self.options.announce,
             self._control_bell.close,
         )
+        self.server = UvicornServer(
+            self.gate,
+            self._uvicorn_options,
+            builder,
+            self._ssl_refresher,
+            self._main_bell.close,
+        )
         probe = HttpProbe(self._target, settings.warm_up)
         senses = Senses(
             is_sleeping=self.engine.is_sleeping,
@@ -194,13 +231,7 @@ class VLLMBackend(LifecycleBackend):
             arguments=self._arguments,
             binder=self.binder,
             engine=self.engine,
-            server=UvicornServer(
-                self.gate,
-                self._uvicorn_options,
-                builder,
-                self._ssl_refresher,
-                self._main_bell.close,
-            ),
+            server=self.server,
             probe=probe,
             watchdog=EngineWatchdog(senses, settings.health),
             clock=SystemClock(),
@@ -226,6 +257,7 @@ class VLLMBackend(LifecycleBackend):
             lambda: self.lifecycle.snapshot,
             self._on_rejected,
             self.options.heartbeat_interval_s,
+            succeeds_s=self.options.settings.stop_bound if self.options.accept_when_ready else 0.0,
         )
 
     def _on_rejected(self, message: str) -> None:
@@ -240,7 +272,7 @@ class VLLMBackend(LifecycleBackend):
             token=self.options.control_token,
             engine=desk,
             loop=self._loop_watch.health,
-            events=Events(self.lifecycle, self.start_id, self._control_bell),
+            events=Events(self.lifecycle.journal, self.start_id, self._control_bell),
             metrics=self._metrics.text,
             samples=self._samples,
         )
@@ -258,7 +290,7 @@ class VLLMBackend(LifecycleBackend):
                 engine=desk,
                 read_only=True,
                 loop=self._loop_watch.health,
-                events=Events(self.lifecycle, self.start_id, self._main_bell),
+                events=Events(self.lifecycle.journal, self.start_id, self._main_bell),
             )
         return self._own_app
 
@@ -301,7 +333,7 @@ class VLLMBackend(LifecycleBackend):
         keys = api_keys(self._layout(), args)
         cert = (args.ssl_certfile, args.ssl_keyfile) if args.ssl_certfile else None
         return Target(
-            self.binder.bound or self._address(),
+            self.binder.inside or self._address(),
             names[0] if names else args.model,
             self.engine.tasks,
             self.gate.pass_token,
@@ -389,7 +421,7 @@ class VLLMBackend(LifecycleBackend):
         """
         self._loop = asyncio.get_running_loop()
         try:
-            with self._loop_watch.watching():
+            with self._loop_watch.watching(), self._notifier.beating():
                 await super().run()
         finally:
             await self._traces.flush(self.lifecycle.snapshot, TRACES_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""How a worker is found on its machine: the kernel shows the name of its control plane's thread.
+"""How workers and fleets are found on their machine: the kernel shows the name of a thread.
 
 No file registers a worker, so that none is left behind by one that was killed.
 """
@@ -9,7 +9,11 @@ import contextlib
 import threading
 from pathlib import Path
 
+import platformdirs
+
 CONTROL_THREAD = "ichat-control"  # the kernel keeps 15 characters
+FLEET_TOKEN_VARIABLE = "ICHAT_LIFECYCLE_FLEET_TOKEN"
+FLEET_THREAD = "ichat-fleet"  # of a supervisor, its main thread
 
 
 def name_this_thread(name: str) -> None:
@@ -21,3 +25,8 @@ def name_this_thread(name: str) -> None:
     comm = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
     with contextlib.suppress(OSError):
         comm.write_text(name, encoding="ascii")
+
+
+def token_file(pid: int) -> Path:
+    """Where the fleet that this process supervises keeps a token that nobody gave."""
+    return Path(platformdirs.user_state_path("ichat-lifecycle")) / "fleets" / f"{pid}.token"

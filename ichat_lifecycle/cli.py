@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -40,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
         PROGRAM, description="Run an LLM server with an explicit life.", allow_abbrev=False
     )
     from ichat_lifecycle import __version__
+    from ichat_lifecycle.client.fleet_parser import add_commands as add_fleet_commands
     from ichat_lifecycle.client.parser import add_commands
+    from ichat_lifecycle.fleet.parser import add_commands as add_file_commands
 
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -58,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("plan", type=Path, metavar="PLAN.json")
     simulate.set_defaults(run=_simulate)
+    add_file_commands(commands)
     add_commands(commands)
+    add_fleet_commands(commands)
     return parser
 
 
@@ -86,6 +92,20 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     gateway.add_argument("--worker-id", help="default: host name and pid")
     gateway.add_argument(
         "--heartbeat-interval", type=_positive, default=10.0, help="seconds; default: %(default)s"
+    )
+    handed = serve.add_argument_group("socket")
+    handed.add_argument(
+        "--fd",
+        type=_natural,
+        metavar="NUMBER",
+        help="serve on this inherited socket, which listens already, instead of --host and --port",
+    )
+    handed.add_argument(
+        "--accept-from",
+        choices=("bound", "ready"),
+        default="bound",
+        help="the state from which on connections of --fd are accepted; until then somebody else "
+        "does; default: %(default)s",
     )
     lifecycle = serve.add_argument_group("lifecycle")
     lifecycle.add_argument(
@@ -128,6 +148,13 @@ def _port(text: str) -> int:
     return port
 
 
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
 def _positive(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < float("inf"):
@@ -135,7 +162,17 @@ def _positive(text: str) -> float:
     return seconds
 
 
+def follow_supervisor(environment: Mapping[str, str]) -> None:
+    """A worker of a fleet stops once its supervisor has ended, whatever has ended that."""
+    from ichat_lifecycle.adapters.parent import SUPERVISOR_VARIABLE, follow
+
+    supervisor = environment.get(SUPERVISOR_VARIABLE, "")
+    if supervisor.isdecimal() and not follow(int(supervisor)):
+        sys.exit(0)
+
+
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:
+    follow_supervisor(os.environ)
     from ichat_lifecycle.adapters import termination_log
     from ichat_lifecycle.errors import LifecycleError, report
 
@@ -159,6 +196,7 @@ def serve_flags() -> tuple[str, ...]:
 
 def _check(args: argparse.Namespace, rest: list[str]) -> Settings:
     """What can be known before vLLM's import, which takes seconds, is told before it."""
+    from ichat_lifecycle.adapters.handed_socket import check_handed
     from ichat_lifecycle.config import load_settings
     from ichat_lifecycle.preflight import check_address, check_model, scan
 
@@ -166,7 +204,10 @@ def _check(args: argparse.Namespace, rest: list[str]) -> Settings:
     settings = load_settings(path, args.set or ())
     found = scan(args, rest)
     check_model(found)
-    check_address(found)
+    if args.fd is None:
+        check_address(found)
+    else:
+        check_handed(args.fd)
     return settings
 
 

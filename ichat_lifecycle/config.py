@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
+
+# Where a control token may come from without being seen in the process list.
+TOKEN_VARIABLE = "ICHAT_LIFECYCLE_CONTROL_TOKEN"
 
 Seconds = float
 
@@ -118,7 +122,7 @@ class Settings(_Section):
             "what ignored its cancellation": s.leftovers,
         }
 
-    @property
+    @cached_property
     def stop_bound(self) -> Seconds:
         """The longest possible stop, from the ask to the end of run()."""
         return sum(self.stop_stages().values())

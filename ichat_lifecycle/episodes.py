@@ -118,11 +118,14 @@ class Episodes:
         episode, self._open = self._open, None
         if episode is None:
             return  # a stop while READY ends nothing
-        parts = (*_phases(episode, at, snapshot), *episode.parts)
+        parts = [*_phases(episode, at, snapshot), *episode.parts]
+        parts.sort(key=lambda part: part.begin)
         ended = replace(
             episode,
-            end=at,
-            parts=tuple(sorted(parts, key=lambda part: part.begin)),
+            # A whole holds its parts, also where two clocks differ by microseconds.
+            begin=min([episode.begin, *(part.begin for part in parts)]),
+            end=max([at, *(part.end for part in parts)]),
+            parts=tuple(parts),
             attributes={**episode.attributes, "state": snapshot.state.value},
             error=snapshot.reason.message if snapshot.reason else why,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 
@@ -22,6 +23,12 @@ class ExitCode(enum.IntEnum):
     SYSTEM_LIMIT = 71
     ENGINE_DIED = 75
     STOP_OUTRAN_DEADLINE = 124
+
+
+# The same again would end the same way, until somebody changes something.
+PERMANENT = frozenset(
+    {ExitCode.BAD_ARGUMENTS, ExitCode.INPUT_MISSING, ExitCode.ADDRESS_UNAVAILABLE}
+)
 
 
 class Category(enum.StrEnum):
@@ -49,6 +56,7 @@ class LifecycleError(Exception):
 
     exit_code: ExitCode = ExitCode.ENGINE_START_FAILED
     default_code = "lifecycle_error"
+    told: Sequence[str] = ()  # lines that say more, for before the last one of a failed run
 
     def __init__(
         self,
@@ -152,5 +160,7 @@ def report(error: BaseException, stream: TextIO | None = None) -> int:
         code = ExitCode.ENGINE_START_FAILED
     # Where it cannot be said (a full disk, a closed pipe), the exit code still tells.
     with contextlib.suppress(OSError, ValueError):
+        for line in error.told if isinstance(error, LifecycleError) else ():
+            print(line, file=stream or sys.stderr)
         print(f"ichat-lifecycle: error: {text}", file=stream or sys.stderr, flush=True)
     return int(code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -25,6 +24,7 @@ from ichat_lifecycle.journal import (
     StageOutcome,
     StageRecord,
     TransitionRecord,
+    changed,
     verdict_as_dict,
 )
 from ichat_lifecycle.ports import Clock, Verdict, VerdictKind
@@ -61,8 +61,12 @@ class Recorder:
         self.publish(since=self._clock.now(), since_mono_s=mono_s, progress=began)
 
     def publish(self, **changes: Any) -> None:
-        """Replaces the snapshot and tells the listeners; one that fails harms nobody."""
-        self.snapshot = replace(self.snapshot, **changes)
+        """Replaces the snapshot and tells the listeners; one that fails harms nobody.
+
+        Without changes there is news in the journal alone.
+        """
+        if changes:
+            self.snapshot = changed(self.snapshot, **changes)
         for listener in tuple(self.listeners):
             try:
                 listener(self.snapshot)
@@ -76,7 +80,7 @@ class Recorder:
             return
         same = phase == progress.phase
         phases = progress.phases if same else (*progress.phases, (phase, mono_s))
-        progress = replace(progress, phase=phase, fraction=fraction, phases=phases)
+        progress = changed(progress, phase=phase, fraction=fraction, phases=phases)
         self._note_phase(progress, mono_s, instead=same)
         self.publish(progress=progress)
 
@@ -136,7 +140,7 @@ class Recorder:
     def expect(self, seconds: float, starts: int) -> None:
         """How long this start should take, going by so many earlier ones."""
         progress = self.snapshot.progress
-        self.publish(progress=replace(progress, expected_s=seconds, expected_from=starts))
+        self.publish(progress=changed(progress, expected_s=seconds, expected_from=starts))
 
     def entered(  # one argument for each field of the record
         self,
@@ -167,13 +171,12 @@ class Recorder:
             ever_ready=old.ever_ready or dest is State.READY,
             progress=progress,
         )
-        fields = record.as_dict()
-        log.info("transition", **{k: v for k, v in fields.items() if k != "at"})
+        log.info("transition", **record.told())
 
 
 def _tell(tell: Callable[..., None], kind: Kind, record: Record) -> None:
-    """The same in the log; that has times of its own."""
-    tell(kind.value, **{k: v for k, v in record.as_dict().items() if k != "at" and v is not None})
+    """The same in the log."""
+    tell(kind.value, **{k: v for k, v in record.told().items() if v is not None})
 
 
 def _outcome_of(error: BaseException) -> AttemptOutcome:
@@ -187,7 +190,7 @@ def _outcome_of(error: BaseException) -> AttemptOutcome:
 
 
 def _begun(progress: Progress, phase: str, mono_s: float) -> Progress:
-    return replace(
+    return changed(
         progress,
         phase=phase,
         fraction=None,
@@ -202,5 +205,5 @@ def _progress_in(dest: State, trigger: Trigger, progress: Progress, mono_s: floa
         return _begun(progress, "restarting", mono_s)
     if dest in (State.READY, State.STOPPING) and progress.ended_mono_s is None:
         phase = "ready" if dest is State.READY else progress.phase
-        return replace(progress, phase=phase, fraction=None, ended_mono_s=mono_s)
+        return changed(progress, phase=phase, fraction=None, ended_mono_s=mono_s)
     return progress

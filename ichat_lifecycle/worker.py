@@ -18,11 +18,11 @@ import structlog
 
 from ichat_lifecycle.adapters import logs, termination_log
 from ichat_lifecycle.adapters.clock import process_age_s
-from ichat_lifecycle.adapters.last_resort import TELLING_S, LastResort
+from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S, LastResort
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.terminal import LiveView
 from ichat_lifecycle.backend import Options, VLLMBackend
-from ichat_lifecycle.config import Settings
+from ichat_lifecycle.config import TOKEN_VARIABLE, Settings
 from ichat_lifecycle.errors import ExitCode, report
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
@@ -30,11 +30,6 @@ from ichat_lifecycle.start_history import StartHistory, key_of
 from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle")
-
-# How much later than the computed bound the last resort strikes: the event loop's own end.
-LAST_RESORT_MARGIN_S = 2.0
-
-TOKEN_VARIABLE = "ICHAT_LIFECYCLE_CONTROL_TOKEN"
 
 
 def serve(
@@ -83,6 +78,8 @@ def _options(
         engine_sink=logs.log_engine_line,
         adopt_loggers=lambda: logs.adopt("vllm", "uvicorn", "uvicorn.error", "uvicorn.access"),
         known_flags=known_flags,
+        fd=given.fd,
+        accept_when_ready=given.accept_from == "ready",
         announce=lambda url: log.info("control_plane", url=url),
     )
 
@@ -115,12 +112,10 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
 
 
 def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stream: TextIO) -> None:
-    last_resort = LastResort(
-        settings.stop_bound + LAST_RESORT_MARGIN_S, backend.engine.kill, stream
-    )
+    last_resort = LastResort(settings.stop_bound + MARGIN_S, backend.engine.kill, stream)
     backend.lifecycle.stop_hooks.append(last_resort.arm)
     backend.lifecycle.listeners.append(lambda now: _arm_when_stopping(now, last_resort))
-    StopSignals(backend.lifecycle.ask_to_stop).install()
+    StopSignals(backend.ask_to_stop).install()
     _keep_start_times(backend.lifecycle, key_of(backend.model_path, backend_argv))
     backend.lifecycle.recorder.head_start_s = process_age_s()
     try:
@@ -131,7 +126,7 @@ def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stre
 
 def _compare_with_grace(settings: Settings, grace_s: float) -> None:
     """A process that is killed in the middle of its stop leaves behind what it would release."""
-    longest_s = settings.stop_bound + LAST_RESORT_MARGIN_S + TELLING_S
+    longest_s = settings.stop_bound + MARGIN_S + TELLING_S
     if longest_s > grace_s:
         log.warning(
             "grace_period_too_short",

@@ -57,7 +57,7 @@ class LiveWorker:
     def _app(self) -> Any:
         identity = self.story.identity
         identity.control_url = self._plane.url
-        events = Events(self.story, identity.start_id, self._bell)
+        events = Events(self.story.journal, identity.start_id, self._bell)
         return build_control_app(self.story, identity, events=events)
 
     async def __aenter__(self) -> Self:

@@ -129,7 +129,7 @@ class Worker:
             self,
             token=self._token,
             engine=LoopDesk(self.lifecycle, self.world.engine, lambda: self._loop),
-            events=Events(self.lifecycle, secrets.token_hex(4), self._bell),
+            events=Events(self.lifecycle.journal, secrets.token_hex(4), self._bell),
             samples=self._samples,
         )
 

@@ -18,10 +18,11 @@ import pytest
 from client_worker import LiveWorker, lived, own_proc, something_else, until
 
 from ichat_lifecycle import beacon
+from ichat_lifecycle.beacon import CONTROL_THREAD
 from ichat_lifecycle.client import find
 from ichat_lifecycle.client.choose import choose_url
 from ichat_lifecycle.client.errors import SeveralWorkersError, UnreachableError
-from ichat_lifecycle.client.find import find_workers, worker_processes
+from ichat_lifecycle.client.find import find_workers, processes_with
 from ichat_lifecycle.errors import ExitCode
 
 TESTS = Path(__file__).parent
@@ -66,12 +67,12 @@ def thread_names() -> set[str]:
 
 def test_the_control_planes_thread_has_its_name_while_it_runs(proc: Path) -> None:
     async def scenario() -> None:
-        assert list(worker_processes(proc)) == []
+        assert list(processes_with(CONTROL_THREAD, proc)) == []
         async with LiveWorker():
             assert beacon.CONTROL_THREAD in thread_names()
-            assert list(worker_processes(proc)) == [os.getpid()]
+            assert list(processes_with(CONTROL_THREAD, proc)) == [os.getpid()]
         await until(lambda: beacon.CONTROL_THREAD not in thread_names())
-        assert list(worker_processes(proc)) == []
+        assert list(processes_with(CONTROL_THREAD, proc)) == []
 
     lived(scenario)
 
@@ -98,7 +99,7 @@ def test_a_worker_in_another_process_is_found(tmp_path: Path) -> None:
     with another_process() as (pid, url):
 
         async def scenario() -> None:
-            assert pid in list(worker_processes(find.PROC)), "in the real /proc"
+            assert pid in list(processes_with(CONTROL_THREAD, find.PROC)), "in the real /proc"
             found = await find_workers(own_proc(tmp_path, pid))
             assert [(w.url, w.status.model) for w in found.workers] == [(url, "other")]
 

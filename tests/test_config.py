@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ichat_lifecycle.adapters.last_resort import MARGIN_S
 from ichat_lifecycle.config import Settings, load_settings
 from ichat_lifecycle.errors import ArgumentsError, ExitCode, InputMissingError
-from ichat_lifecycle.worker import LAST_RESORT_MARGIN_S
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_defaults_need_nothing() -> None:
 
 
 def test_a_default_stop_fits_into_kubernetes_grace_period() -> None:
-    assert Settings().stop_bound + LAST_RESORT_MARGIN_S <= 30
+    assert Settings().stop_bound + MARGIN_S <= 30
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}\n", "health:\n  interval: 5\n"])

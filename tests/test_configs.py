@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import configparser
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,18 +18,19 @@ from fastapi.routing import APIRoute
 from stand_ins import FakeLife
 
 from ichat_lifecycle import docs
-from ichat_lifecycle.adapters.last_resort import TELLING_S
+from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
+from ichat_lifecycle.adapters.sd_notify import EXTEND_BY_S, EXTEND_EVERY_S
 from ichat_lifecycle.arguments import ALIASES, GPU_IDS
 from ichat_lifecycle.cli import build_parser
-from ichat_lifecycle.config import Seconds, Settings, load_settings
+from ichat_lifecycle.config import TOKEN_VARIABLE, Seconds, Settings, load_settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Events
 from ichat_lifecycle.control.page.probes import Samples
-from ichat_lifecycle.errors import ExitCode
+from ichat_lifecycle.errors import PERMANENT, ExitCode
 from ichat_lifecycle.journal import Journal
+from ichat_lifecycle.preflight import scan
 from ichat_lifecycle.states import State
-from ichat_lifecycle.worker import LAST_RESORT_MARGIN_S, TOKEN_VARIABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -100,9 +105,11 @@ def container(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_pods_grace_period_is_longer_than_the_longest_stop(spec: dict[str, Any]) -> None:
-    after_s = LAST_RESORT_MARGIN_S + TELLING_S
-    assert spec["terminationGracePeriodSeconds"] > Settings().stop_bound + after_s
-    sentence = f"plus {after_s:g} s: {spec['terminationGracePeriodSeconds']} for"
+    after_s = MARGIN_S + TELLING_S
+    before_s = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    left_s = spec["terminationGracePeriodSeconds"] - before_s
+    assert left_s > Settings().stop_bound + after_s
+    sentence = f"plus {after_s:g} s: {left_s:g} for"
     assert sentence in flat(README)
     assert f"{Settings().stop_bound:g} s" in flat(README)
 
@@ -141,6 +148,52 @@ def test_the_pods_start_may_take_as_long_as_the_worker_allows(container: dict[st
         + start.ready_timeout
     )
     assert probe["periodSeconds"] * probe["failureThreshold"] > longest_s
+
+
+# systemd ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service() -> dict[str, str]:
+    unit = configparser.ConfigParser(delimiters="=", interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # its own documented way
+    unit.read(ROOT / "configs/ichat-lifecycle-worker.service")
+    return dict(unit["Service"])
+
+
+def test_the_units_stop_may_take_as_long_as_the_worker_needs(service: dict[str, str]) -> None:
+    longest_s = Settings().stop_bound + MARGIN_S + TELLING_S
+    assert longest_s < float(service["TimeoutStopSec"]) < longest_s + 5
+
+
+def test_the_units_limits_leave_time_to_ask_for_more(service: dict[str, str]) -> None:
+    assert float(service["TimeoutStartSec"]) > 2 * EXTEND_EVERY_S
+    assert EXTEND_BY_S > 2 * EXTEND_EVERY_S
+
+
+def test_the_unit_starts_again_what_is_worth_it(service: dict[str, str]) -> None:
+    codes = {int(code) for code in service["RestartPreventExitStatus"].split()}
+    assert codes == PERMANENT
+
+
+def test_the_units_command_is_one_of_ours(service: dict[str, str]) -> None:
+    program, *words = service["ExecStart"].split()
+    assert Path(program).name == "ichat-lifecycle"
+    args, rest = build_parser().parse_known_args(words)
+    assert args.command == "serve"
+    assert scan(args, rest).model == "/models/demo"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    text = (ROOT / "configs/ichat-lifecycle-worker.service").read_text(encoding="utf-8")
+    unit = tmp_path / "ichat-lifecycle-worker.service"
+    # It looks whether the program is there.
+    unit.write_text(text.replace("/opt/ichat/.venv/bin/ichat-lifecycle", sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # The README ---------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ import pytest
 from stand_ins import NOON, FakeIdentity, FakeLife
 
 from ichat_lifecycle.control import app as control_app
-from ichat_lifecycle.control.app import BODY_LIMIT, READ_ONLY_PATHS, EngineDesk, build_control_app
+from ichat_lifecycle.control.app import READ_ONLY_PATHS, EngineDesk, build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Bell, Events
+from ichat_lifecycle.control.http import BODY_LIMIT, TokenGuard
 from ichat_lifecycle.errors import CommandFailed, DeadlineError, LifecycleError, TransitionRefused
 from ichat_lifecycle.journal import Kind, Reason, Snapshot, TransitionRecord
 from ichat_lifecycle.states import State, Trigger
@@ -72,7 +73,7 @@ class Bench:
         self.options: dict[str, Any] = {
             "token": TOKEN,
             "engine": self.desk,
-            "events": Events(self.life, "5eed", bell),
+            "events": Events(self.life.journal, "5eed", bell),
             **options,
         }
         self.app = build_control_app(self.life, self.identity, **self.options)
@@ -297,8 +298,8 @@ def test_wrong_tokens_are_slowed_and_the_right_one_waits_no_longer_than_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    guard = control_app._TokenGuard(TOKEN, clock=lambda: now[0])
-    monkeypatch.setattr(control_app, "_TokenGuard", lambda token: guard)
+    guard = TokenGuard(TOKEN, clock=lambda: now[0])
+    monkeypatch.setattr(control_app, "TokenGuard", lambda token: guard)
     bench = Bench()
 
     def post(headers: dict[str, str]) -> httpx.Response:

@@ -14,7 +14,8 @@ import pytest
 
 from ichat_lifecycle.adapters import engine_output
 from ichat_lifecycle.adapters.engine_lines import LINES_KEPT
-from ichat_lifecycle.adapters.engine_output import LINE_LIMIT, EngineOutput
+from ichat_lifecycle.adapters.engine_output import EngineOutput
+from ichat_lifecycle.adapters.line_splitter import LINE_LIMIT
 
 DEADLINE_S = 30
 CHILD = "import sys; print('child out'); print('child err', file=sys.stderr)"

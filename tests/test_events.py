@@ -38,7 +38,7 @@ class Worker:
         )
 
     def _app(self) -> Any:
-        events = Events(self.life, START, self.bell)
+        events = Events(self.life.journal, START, self.bell)
         return build_control_app(self.life, FakeIdentity(), events=events)
 
     def note(self, phase: str, kind: Kind = Kind.PHASE) -> None:
@@ -163,7 +163,7 @@ def test_who_cannot_send_a_header_says_it_in_the_address() -> None:
 
 def test_the_newest_id_is_where_a_reader_goes_on() -> None:
     async def scenario(worker: Worker) -> None:
-        events = Events(worker.life, START, worker.bell)
+        events = Events(worker.life.journal, START, worker.bell)
         async with Reader(worker, after=events.last_id()) as reader:
             worker.note("a")
             assert await reader.phases(1) == ["a"]
@@ -172,6 +172,35 @@ def test_the_newest_id_is_where_a_reader_goes_on() -> None:
             assert await reader.phases(1) == ["b"]
 
     with_worker(scenario)
+
+
+def test_a_long_story_comes_in_few_writes_and_is_written_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hundred readers that come at once get all that has happened: each write counts."""
+    worker, written = Worker(), 0
+
+    def count(self: PhaseRecord) -> dict[str, Any]:
+        nonlocal written
+        written += 1
+        return {"phase": self.phase}
+
+    monkeypatch.setattr(PhaseRecord, "as_dict", count)
+    events = Events(worker.life.journal, START, worker.bell)
+    at_once = control_events.AT_ONCE
+    for number in range(2 * at_once + 1):
+        worker.note(str(number))
+    worker.bell.close()
+
+    async def read() -> list[str]:
+        return [str(chunk) async for chunk in events.response(None).body_iterator]
+
+    for _ in range(3):
+        _, *chunks = asyncio.run(read())
+        assert [chunk.count("event: ") for chunk in chunks] == [at_once, at_once, 1]
+        ids = [line for line in "".join(chunks).splitlines() if line.startswith("id: ")]
+        assert ids == [f"id: {START}-{n + 1}" for n in range(written)]
+    assert written == len(ids)
 
 
 def test_one_that_was_away_for_too_long_is_told_that_something_is_missing() -> None:

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 
-from ichat_lifecycle.adapters.gate import (
+from ichat_lifecycle.adapters.gate import PASS_HEADER, App, Gate
+from ichat_lifecycle.adapters.refusal import (
     BODY_LIMIT,
     BODY_TIMEOUT_S,
-    PASS_HEADER,
-    App,
-    Gate,
     Message,
     Receive,
     Scope,

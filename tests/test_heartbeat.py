@@ -152,6 +152,59 @@ def test_each_state_has_the_gateways_word() -> None:
         assert word == (expected or "initializing")
 
 
+def test_a_successor_is_silent_until_it_is_ready_and_then_beats_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one before has the same worker_id, and says goodbye meanwhile."""
+    monkeypatch.setattr(heartbeat, "EAGER_S", SHORT_S)
+    gateway = Gateway()
+
+    async def life() -> None:
+        worker = Worker(gateway, succeeds_s=LONG_S)
+        await worker.heart.start()
+        worker.move(State.BOUND)
+        await settled()
+        assert gateway.states == []
+        worker.move(State.READY)
+        await gateway.has(3)
+        worker.move(State.STOPPING)
+        await worker.heart.stop()
+
+    live(life)
+    assert set(gateway.states[:3]) == {"ready"}
+    assert gateway.states[-1] == "terminating"
+
+
+def test_a_successor_that_never_was_ready_says_nothing() -> None:
+    gateway = Gateway()
+
+    async def life() -> None:
+        worker = Worker(gateway, succeeds_s=LONG_S)
+        await worker.heart.start()
+        worker.move(State.STOPPING)
+        await settled()
+        await worker.heart.stop()
+
+    live(life)
+    assert gateway.states == []
+
+
+def test_once_it_has_succeeded_it_beats_as_seldom_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heartbeat, "EAGER_S", LONG_S)
+    gateway = Gateway()
+
+    async def life() -> None:
+        worker = Worker(gateway, succeeds_s=SHORT_S, interval_s=SHORT_S)
+        worker.snapshot = replace(worker.snapshot, state=State.READY)
+        await worker.heart.start()
+        await gateway.has(3)
+        await worker.heart.stop()
+
+    live(life)
+
+
 def test_a_change_of_state_beats_at_once() -> None:
     """Long before the interval is over, and other news does not."""
     gateway = Gateway()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ichat_lifecycle.fleet import journal as fleet
 from ichat_lifecycle.journal import (
     AttemptRecord,
     Reason,
@@ -38,6 +39,11 @@ def names_of(record: type) -> set[str]:
     return {known.name for known in fields(record)} - NOT_LOGGED
 
 
+def as_documents(record: type) -> set[str]:
+    """The fields of a fleet's record as its JSON has them."""
+    return {"trigger" if name == "event" else name for name in names_of(record)}
+
+
 # Those that are logged from what they are in the journal, without their names in the call.
 FROM_RECORDS = {
     "transition": ({"info"}, names_of(TransitionRecord)),
@@ -46,6 +52,8 @@ FROM_RECORDS = {
     "recovery": ({"info"}, names_of(RecoveryRecord)),
     "verdict": ({"info", "warning"}, {"kind"} | names_of(Signs)),
     "life_failed": ({"error"}, names_of(Reason)),
+    "worker": ({"info", "error"}, as_documents(fleet.StageRecord)),
+    "reload": ({"info"}, as_documents(fleet.ReloadRecord)),
 }
 
 

@@ -545,7 +545,7 @@ class Bench:
         values: dict[str, Any] = {
             "token": "right-token",
             "engine": LoopDesk(nobody, nobody, lambda: None),
-            "events": Events(self.life, "5eed", Bell()),
+            "events": Events(self.life.journal, "5eed", Bell()),
             "samples": self.samples,
         }
         self.app = build_control_app(self.life, self.identity, **{**values, **options})

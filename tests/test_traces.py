@@ -130,6 +130,28 @@ def test_what_came_before_run_is_part_of_the_start() -> None:
     assert life.recorder.snapshot.since_mono_s == life.now_s
 
 
+def test_a_whole_holds_its_parts_where_the_two_clocks_differ() -> None:
+    class Ahead(Life):
+        def now(self) -> datetime:
+            """Each look at the wall's clock takes a while, which the loop's has not seen."""
+            self.looks += 1
+            return super().now() - timedelta(microseconds=70 * self.looks)
+
+        looks = 0
+
+    life = Ahead()
+    found: list[Episode] = []
+    life.recorder.listeners.append(Episodes(life.recorder.journal, found.append).changed)
+    life.starts()
+    life.loses_its_engine()
+    life.recovers()
+    life.stops()
+    assert len(found) == 3
+    for whole in found:
+        assert whole.begin == min(part.begin for part in whole.parts)
+        assert all(part.end <= whole.end for part in whole.parts)
+
+
 def test_a_recovery_has_its_steps_and_the_new_start() -> None:
     _, recovery = lived("starts", "loses_its_engine", "recovers")
     assert (recovery.name, recovery.error) == ("recovery", None)

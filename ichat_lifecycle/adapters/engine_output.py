@@ -6,7 +6,6 @@ those two lead into a pipe of ours; its end of file is also the proof that all o
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import os
 import re
@@ -15,13 +14,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ichat_lifecycle.adapters.engine_lines import EngineLines
-
-LINE_LIMIT = 16_384  # characters; a longer line is cut, so that nothing can fill the memory
+from ichat_lifecycle.adapters.line_splitter import LineSplitter
 
 CHUNK = 65_536
 
-_ENDS = re.compile(r"\r\n|\r(?!\Z)|\n")  # what follows the last \r has not come yet
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _BIRTH = "ichat-lifecycle: engine process "
 _BIRTH_AT_END = re.compile(re.escape(_BIRTH) + r"(\d+)$")  # also after a line without an end
 
@@ -107,7 +103,7 @@ class EngineOutput:
                 os.close(self._stderr)
 
     def _read_lines(self) -> None:
-        splitter = _Splitter()
+        splitter = LineSplitter()
         try:
             while chunk := os.read(self._read_fd, CHUNK):
                 for line in splitter.feed(chunk):
@@ -135,34 +131,6 @@ class EngineOutput:
         if line:
             with contextlib.suppress(Exception):
                 self._watcher(line)
-
-
-class _Splitter:
-    """Lines out of bytes; a progress bar's steps, which end with a carriage return, are lines."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
-
-    @property
-    def rest(self) -> str:
-        """What has come of a line that has not ended, without colours."""
-        return _plain(self._rest)
-
-    def feed(self, chunk: bytes) -> Iterator[str]:
-        """The lines that end in this chunk, without their ends and without colours."""
-        *lines, self._rest = _ENDS.split(self._rest + self._decoder.decode(chunk))
-        for line in lines:
-            yield from (
-                _plain(line[n : n + LINE_LIMIT]) for n in range(0, len(line) or 1, LINE_LIMIT)
-            )
-        while len(self._rest) > LINE_LIMIT:
-            yield _plain(self._rest[:LINE_LIMIT])
-            self._rest = self._rest[LINE_LIMIT:]
-
-
-def _plain(text: str) -> str:
-    return _ANSI.sub("", text.rstrip("\r"))
 
 
 def announce_birth() -> None:

@@ -14,14 +14,14 @@ Without a terminal, or in the background, the program simply takes this process'
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-_PR_SET_PDEATHSIG = 1
+from ichat_lifecycle.adapters.parent import follow
+
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _SIGNALLED = 128  # a shell's exit code for an end by a signal, less its number
 
@@ -52,8 +52,7 @@ def _terminal() -> int | None:
 def _become(argv: list[str], terminal: int, owner: int) -> NoReturn:
     """The child: a group of its own, in the foreground, that is told when its parent is killed."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != owner:
+        if not follow(owner):
             os._exit(_SIGNALLED + signal.SIGKILL)
         os.setpgid(0, 0)
         os.tcsetpgrp(terminal, os.getpid())

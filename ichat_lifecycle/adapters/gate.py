@@ -11,18 +11,23 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ichat_lifecycle.adapters.refusal import (
+    UNAUTHORIZED,
+    UNAVAILABLE,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    error_document,
+    read_body,
+    send_json,
+)
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.states import State
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Health of the whole: 200 only in READY, whatever vLLM thinks of itself.
 HEALTH_PATHS = frozenset({"/health", "/ping"})
@@ -31,11 +36,9 @@ OWN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/lifecycle"})
 WAKING_PATHS = frozenset({"/wake_up", "/resume"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-UNAUTHORIZED, UNAVAILABLE = 401, 503
-TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
-BODY_LIMIT = 16 * 2**20  # bytes read of a refused request, so that its client sees the answer
-BODY_TIMEOUT_S = 2.0
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
 PASS_HEADER = b"x-ichat-lifecycle-pass"
 
 
@@ -95,7 +98,8 @@ class Gate:
             if self._has_key(scope):
                 await self._own_app(scope, receive, send)
             else:
-                await _answer(send, UNAUTHORIZED, _error("Unauthorized", UNAUTHORIZED, None))
+                refusal = error_document("Unauthorized", UNAUTHORIZED, None)
+                await send_json(send, UNAUTHORIZED, refusal)
         elif self._is_own_probe(scope) and self.app is not None:
             await self._pass_untracked(self.app, scope, receive, send)
         elif self.app is not None and self._may_pass(path, scope["method"]):
@@ -177,7 +181,7 @@ class Gate:
         await self._empty.wait()
 
     async def _end_cut(self, request: _Request, send: Send) -> None:
-        error = _error(f"The request was cut: {self._why()}", UNAVAILABLE, self._snapshot().state)
+        error = self._unavailable(f"The request was cut: {self._why()}")
         if request.kind == "websocket":
             await self._close_websocket(send)
         elif not request.started:
@@ -191,14 +195,17 @@ class Gate:
     # --- refusing
 
     async def _refuse(self, receive: Receive, send: Send) -> None:
-        await _read_body(receive)
-        await self._send_unavailable(send, _error(self._why(), UNAVAILABLE, self._snapshot().state))
+        await read_body(receive)
+        await self._send_unavailable(send, self._unavailable(self._why()))
+
+    def _unavailable(self, message: str) -> dict[str, Any]:
+        return error_document(message, UNAVAILABLE, self._snapshot().state)
 
     async def _send_unavailable(self, send: Send, error: dict[str, Any]) -> None:
         headers = [(b"retry-after", str(self._retry_after()).encode())]
         if self._snapshot().state is State.STOPPING:
             headers.append((b"connection", b"close"))
-        await _answer(send, UNAVAILABLE, error, headers)
+        await send_json(send, UNAVAILABLE, error, headers)
 
     async def _close_websocket(self, send: Send) -> None:
         await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": self._why()})
@@ -214,46 +221,3 @@ def _is_event_stream(start: Message) -> bool:
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in start.get("headers", ())
     )
-
-
-def _error(message: str, status: int, state: State | None) -> dict[str, Any]:
-    kind = "unauthorized" if status == UNAUTHORIZED else "service_unavailable"
-    error: dict[str, Any] = {"message": message, "type": kind, "param": None, "code": status}
-    if state is not None:
-        error["state"] = state.value
-    return {"error": error}
-
-
-async def _read_body(receive: Receive) -> None:
-    """An answer to a body that nobody read is lost in the connection's reset."""
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            while size < BODY_LIMIT:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
-
-
-async def _answer(
-    send: Send,
-    status: int,
-    document: dict[str, Any],
-    headers: list[tuple[bytes, bytes]] | None = None,
-) -> None:
-    body = json.dumps(document).encode()
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                *(headers or []),
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})

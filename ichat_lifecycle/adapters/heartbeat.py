@@ -18,6 +18,7 @@ from ichat_lifecycle.states import State
 log = structlog.get_logger("ichat_lifecycle.heartbeat")
 
 PORT_MAX = 65535
+EAGER_S = 0.5
 LAST_BEAT_TIMEOUT_S = 0.8  # within the 1 s that a stop gives to a companion
 DETAIL_LENGTH_MAX = 200  # characters of a gateway's answer that are worth repeating
 
@@ -66,6 +67,9 @@ class Heartbeat:
             serves this model name. The heartbeat has ended then.
         interval_s: seconds between two beats while nothing changes.
         timeout_s: seconds until a beat is given up.
+        succeeds_s: of a worker that succeeds another of the same worker_id: it is silent until it
+            is READY, and then beats every half second for so long, because the other one says
+            goodbye in the meantime. 0: it succeeds nobody.
         transport: httpx's transport, for tests.
 
     Raises:
@@ -82,6 +86,7 @@ class Heartbeat:
         on_rejected: Callable[[str], None],
         interval_s: float = 10.0,
         timeout_s: float = 5.0,
+        succeeds_s: float = 0.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._gateway = gateway_url(gateway)
@@ -90,6 +95,8 @@ class Heartbeat:
         self._on_rejected = on_rejected
         self._interval_s = interval_s
         self._timeout_s = timeout_s
+        self._succeeds_s = succeeds_s
+        self._silent = succeeds_s > 0
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
         self._task: asyncio.Task[None] | None = None
@@ -119,7 +126,7 @@ class Heartbeat:
                 # A beat that hangs gives way to the last one: never two at a time.
                 task.cancel()
                 await asyncio.wait([task])
-                if not self._rejected:
+                if not self._rejected and not self._silent:
                     await self._beat()
         except TimeoutError:
             self._failed("gateway_unreachable", error="no answer to the last beat")
@@ -130,12 +137,22 @@ class Heartbeat:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        await self._place()
+        eager_until = loop.time() + self._succeeds_s
         while not self._rejected:
-            due = loop.time() + self._interval_s
+            eager = loop.time() < eager_until
+            due = loop.time() + (min(EAGER_S, self._interval_s) if eager else self._interval_s)
             await self._beat()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._state_changed()
+
+    async def _place(self) -> None:
+        """Waits until the worker's place at the gateway is its own."""
+        while self._silent and self._snapshot().state is not State.READY:
+            self._wake.clear()
+            await self._wake.wait()
+        self._silent = False
 
     async def _state_changed(self) -> None:
         # Many changes come together as one; those of the progress or a verdict are not news.

@@ -13,6 +13,8 @@ from typing import TextIO
 from ichat_lifecycle.adapters import termination_log
 from ichat_lifecycle.errors import ExitCode
 
+# How much later than the computed bound it strikes: the event loop's own end.
+MARGIN_S = 2.0
 TELLING_S = 1.0  # for the last words
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import uvicorn
 
@@ -36,6 +38,20 @@ class PromptServer(uvicorn.Server):
         """There is a reason to end, which on_tick() will see; on the server's own loop."""
         self._woken.set()
 
+    def serving(self, sock: socket.socket | None) -> asyncio.Task[None]:
+        """Serves on the socket; a task, for `begun` and for the end."""
+        return asyncio.create_task(self.serve(sockets=[sock] if sock else None), name="uvicorn")
+
+    async def begun(self, serving: asyncio.Task[None]) -> bool:
+        """Whether it listens, once that is clear. Before that it must not be asked to exit: Uvicorn
+        would skip its shutdown."""
+        listening = asyncio.create_task(self.listening.wait())
+        try:
+            await asyncio.wait({listening, serving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            listening.cancel()
+        return not serving.done()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # signals belong to the worker alone
@@ -43,6 +59,29 @@ class PromptServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         self.listening.set()
+
+    async def accept_on(self, sock: socket.socket) -> None:
+        """Accepts connections on one more listening socket, as on those of the start-up."""
+        config = self.config
+        protocol = functools.partial(
+            cast("Callable[..., asyncio.Protocol]", config.http_protocol_class),
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        loop = asyncio.get_running_loop()
+        self.servers.append(
+            await loop.create_server(protocol, sock=sock, ssl=config.ssl, backlog=config.backlog)
+        )
+
+    def let_go(self, sock: socket.socket) -> None:
+        """Accepts no more on this socket, which stays open."""
+        asyncio.get_running_loop().remove_reader(sock.fileno())
+
+    def hang_up(self) -> None:
+        """Closes idle connections, and the others after their answers."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     async def main_loop(self) -> None:
         ticks = 0

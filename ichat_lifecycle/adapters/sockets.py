@@ -224,8 +224,12 @@ def raise_nofile_limit(target: int = 65535) -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def _warn_of_few_files(limit: int) -> None:
-    """Each connection takes one, and the engine some fifty."""
+def prepare_for_clients() -> None:
+    """Raises the limit on open files, and warns of one that stays low.
+
+    Each connection takes one, and the engine some fifty.
+    """
+    limit = raise_nofile_limit()
     if limit != resource.RLIM_INFINITY and limit < FEW_FILES:
         import structlog  # not at the top: the checks before the start need none
 
@@ -247,7 +251,7 @@ class SocketBinder:
 
     Attributes:
         bound: the address it listens on, with the real port where 0 was asked for; None while it
-            does not.
+            does not. `inside` is the same: where the worker asks itself.
     """
 
     def __init__(self, address: Callable[[], Address]) -> None:
@@ -256,12 +260,20 @@ class SocketBinder:
         self._inode: tuple[int, int] | None = None
         self.bound: Address | None = None
 
+    @property
+    def inside(self) -> Address | None:
+        return self.bound
+
     async def bind(self) -> socket.socket:
         """Raises AddressError when the address is taken or not allowed."""
         address = self._address()
-        _warn_of_few_files(raise_nofile_limit())
+        prepare_for_clients()
         host = "" if address.uds else await _numeric(address.host)
         # No await from here on: a cancelled bind leaves either nothing or a socket to release.
+        return self.bind_now(address, host)
+
+    def bind_now(self, address: Address, host: str) -> socket.socket:
+        """The same, with a host that needs no name server. Raises AddressError."""
         self._sock = listening_socket(host, address.port, address.uds)
         if address.uds:
             self._inode = _inode(address.uds)

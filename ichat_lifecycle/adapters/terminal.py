@@ -1,11 +1,11 @@
-"""The live view of a load, for people who start a worker in a terminal."""
+"""Live views, for people who start a worker or a fleet in a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
@@ -15,22 +15,28 @@ from ichat_lifecycle.journal import Snapshot
 REFRESH_PER_S = 8
 
 
-class LiveView:
-    """A line at the bottom that moves while the worker is not READY; log lines scroll above it.
+class LiveStream:
+    """Something that moves at the bottom of a terminal; log lines scroll above it.
 
     It is also the stream that log lines are written to, and a context manager: its end leaves
     nothing of it on the screen.
+
+    Args:
+        render: what is shown now.
     """
 
     def __init__(
-        self, stream: TextIO, snapshot: Callable[[], Snapshot], clock: Callable[[], float]
+        self,
+        stream: TextIO,
+        render: Callable[[], RenderableType],
+        refresh_per_s: float = REFRESH_PER_S,
     ) -> None:
-        self._snapshot = snapshot
-        self._clock = clock
         self._console = Console(file=stream, soft_wrap=True)
-        self._spinner = Spinner("dots")
         self._live = Live(
-            self, console=self._console, refresh_per_second=REFRESH_PER_S, transient=True
+            get_renderable=render,
+            console=self._console,
+            refresh_per_second=refresh_per_s,
+            transient=True,
         )
 
     def __enter__(self) -> Self:
@@ -39,15 +45,6 @@ class LiveView:
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
-
-    def changed(self, snapshot: Snapshot) -> None:
-        """A listener: the view ends with the load."""
-        if snapshot.ever_ready:
-            self._live.stop()
-
-    def __rich__(self) -> Spinner:
-        self._spinner.update(text=Text(describe(self._snapshot(), self._clock())))
-        return self._spinner
 
     def write(self, text: str) -> int:
         self._console.print(Text.from_ansi(text.rstrip("\n")))
@@ -58,6 +55,27 @@ class LiveView:
 
     def isatty(self) -> bool:
         return True
+
+
+class LiveView(LiveStream):
+    """A line that moves while a worker is not READY."""
+
+    def __init__(
+        self, stream: TextIO, snapshot: Callable[[], Snapshot], clock: Callable[[], float]
+    ) -> None:
+        self._snapshot = snapshot
+        self._clock = clock
+        self._spinner = Spinner("dots")
+        super().__init__(stream, self._line)
+
+    def changed(self, snapshot: Snapshot) -> None:
+        """A listener: the view ends with the load."""
+        if snapshot.ever_ready:
+            self._live.stop()
+
+    def _line(self) -> Spinner:
+        self._spinner.update(text=Text(describe(self._snapshot(), self._clock())))
+        return self._spinner
 
 
 def describe(snapshot: Snapshot, mono_s: float) -> str:

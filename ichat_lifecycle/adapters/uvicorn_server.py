@@ -59,6 +59,7 @@ class UvicornServer:
         self._task: asyncio.Task[None] | None = None
         self._lifespan: LifespanOn | None = None
         self._closing = False
+        self._accepting: asyncio.Task[None] | None = None
 
     @property
     def in_flight(self) -> int:
@@ -69,22 +70,30 @@ class UvicornServer:
         config = self._config()
         self._server = server = PromptServer(config)
         self._refresher = self._make_refresher(config)
-        self._task = asyncio.create_task(
-            server.serve(sockets=[sock] if sock else None), name="uvicorn"
-        )
+        self._task = server.serving(sock)
         self._task.add_done_callback(lambda task: self._on_end(task, on_fault))
-        listening = asyncio.create_task(server.listening.wait())
-        try:
-            await asyncio.wait({listening, self._task}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            listening.cancel()
-        if self._task.done():
+        if not await server.begun(self._task):
             error = error_of(self._task)
             raise StartError(
                 "the HTTP server ended while it started",
                 code="server_exited",
                 root_cause=repr(error) if error else None,
             )
+
+    def accept_on(self, sock: socket.socket) -> None:
+        """Accepts connections on one more listening socket, until let_go() or close()."""
+        assert self._server is not None, "it is open from BOUND on"
+        self._accepting = asyncio.create_task(self._server.accept_on(sock), name="accept")
+
+    def let_go(self, sock: socket.socket) -> None:
+        """Leaves a socket that has been accepted on to others."""
+        if self._server is not None:
+            self._server.let_go(sock)
+
+    def hang_up(self) -> None:
+        """Has clients come back by the socket: closes idle connections, others once answered."""
+        if self._server is not None:
+            self._server.hang_up()
 
     def _config(self) -> uvicorn.Config:
         options = dict(self._options())
@@ -147,6 +156,8 @@ class UvicornServer:
         server, task = self._server, self._task
         if server is None or task is None:
             return
+        if self._accepting is not None:  # else it would accept what nobody closes any more
+            await asyncio.wait({self._accepting})
         if not server.listening.is_set():
             # Uvicorn skips its shutdown when asked to exit during its start-up.
             task.cancel()

@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -22,7 +22,8 @@ INTERRUPTED = 128 + signal.SIGINT
 def status(args: argparse.Namespace) -> int:
     from ichat_lifecycle.client.status import status_command
 
-    return _run(status_command(args.urls, _console(), as_json=args.json))
+    command = status_command(args.urls, _console(), as_json=args.json, watch=args.watch)
+    return _run(command, interrupted=0 if args.watch else INTERRUPTED)
 
 
 def history(args: argparse.Namespace) -> int:
@@ -63,10 +64,14 @@ def _console() -> Console:
 
 
 def _run(command: Coroutine[Any, Any, int], interrupted: int = INTERRUPTED) -> int:
-    """`interrupted` is the exit code after Ctrl-C."""
+    return in_order(lambda: asyncio.run(command), interrupted)
+
+
+def in_order(command: Callable[[], int], interrupted: int = INTERRUPTED) -> int:
+    """A command's exit code, whatever ends it; `interrupted` is the one after Ctrl-C."""
     try:
         with _terminated_in_order():
-            code = asyncio.run(command)
+            code = command()
         sys.stdout.flush()
     except LifecycleError as error:
         return report(error)

@@ -74,12 +74,12 @@ async def find_workers(proc: Path | None = None) -> Found:
     proc = proc or PROC
     urls: set[str] = set()
     skipped: dict[int, str] = {}
-    for pid in worker_processes(proc):
+    for pid in processes_with(CONTROL_THREAD, proc):
         try:
             urls.update(listening_urls(pid, proc))
         except psutil.AccessDenied:
             skipped[pid] = "another user's, which may not be looked into"
-        except _ElsewhereError:
+        except ElsewhereError:
             skipped[pid] = "in a network of its own, such as a container's"
         except psutil.Error:
             continue  # it has ended
@@ -88,10 +88,10 @@ async def find_workers(proc: Path | None = None) -> Found:
     return Found(workers, tuple(Skipped(pid, why) for pid, why in skipped.items()))
 
 
-def worker_processes(proc: Path) -> Iterator[int]:
-    """The processes with a control plane's thread."""
+def processes_with(name: str, proc: Path) -> Iterator[int]:
+    """The processes with a thread of this name."""
     for pid in _numbers(proc):
-        if any(_name(proc, pid, thread) == CONTROL_THREAD for thread in _numbers(proc, pid)):
+        if any(_name(proc, pid, thread) == name for thread in _numbers(proc, pid)):
             yield pid
 
 
@@ -110,7 +110,7 @@ def _name(proc: Path, pid: int, thread: int) -> str:
     return ""
 
 
-class _ElsewhereError(Exception):
+class ElsewhereError(Exception):
     """The process has another network: its addresses mean something else here."""
 
 
@@ -127,7 +127,7 @@ def listening_urls(pid: int, proc: Path) -> Iterable[str]:
     except OSError:
         raise psutil.NoSuchProcess(pid) from None
     if here != there:
-        raise _ElsewhereError
+        raise ElsewhereError
     sockets = psutil.Process(pid).net_connections("tcp")
     return {_url(*s.laddr) for s in sockets if s.status == psutil.CONN_LISTEN}
 

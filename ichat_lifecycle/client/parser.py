@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ichat_lifecycle.client.lazily import lazily
 from ichat_lifecycle.states import State
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_commands(commands: Commands) -> None:
         allow_abbrev=False,
     )
     watch.add_argument("url", nargs="?", metavar="URL", help=URL_HELP)
-    watch.set_defaults(run=_lazily("watch"))
+    watch.set_defaults(run=lazily("client.commands", "watch"))
 
 
 def _add_status(commands: Commands) -> None:
@@ -46,7 +46,8 @@ def _add_status(commands: Commands) -> None:
     )
     status.add_argument("urls", nargs="*", metavar="URL", help=URL_HELP)
     status.add_argument("--json", action="store_true", help="their /lifecycle documents as a list")
-    status.set_defaults(run=_lazily("status"))
+    status.add_argument("--watch", action="store_true", help="once a second, until Ctrl-C")
+    status.set_defaults(run=lazily("client.commands", "status"))
 
 
 def _add_history(commands: Commands) -> None:
@@ -62,7 +63,7 @@ def _add_history(commands: Commands) -> None:
     history.add_argument(
         "--all", action="store_true", help="phases, stages, recoveries and verdicts, too"
     )
-    history.set_defaults(run=_lazily("history"))
+    history.set_defaults(run=lazily("client.commands", "history"))
 
 
 def _add_diagram(commands: Commands) -> None:
@@ -77,7 +78,7 @@ def _add_diagram(commands: Commands) -> None:
     diagram.add_argument(
         "--format", choices=("svg", "mermaid"), default="mermaid", help="default: %(default)s"
     )
-    diagram.set_defaults(run=_lazily("diagram"))
+    diagram.set_defaults(run=lazily("client.commands", "diagram"))
 
 
 def _add_wait(commands: Commands) -> None:
@@ -105,7 +106,7 @@ def _add_wait(commands: Commands) -> None:
         metavar="SECONDS",
         help="for a worker to appear, too; default: %(default)s",
     )
-    wait.set_defaults(run=_lazily("wait"))
+    wait.set_defaults(run=lazily("client.commands", "wait"))
 
 
 def _state(text: str) -> State:
@@ -119,15 +120,3 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
     return seconds
-
-
-def _lazily(name: str) -> Callable[[argparse.Namespace, list[str]], int]:
-    """A command by its name in commands.py, which is imported only once it is asked for."""
-
-    def run(args: argparse.Namespace, _: list[str]) -> int:
-        from ichat_lifecycle.client import commands
-
-        code: int = getattr(commands, name)(args)
-        return code
-
-    return run

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from ichat_lifecycle.client.address import base_url
 from ichat_lifecycle.client.documents import Status
 from ichat_lifecycle.client.find import Worker, find_workers
+from ichat_lifecycle.client.fleet_table import fleet_table, workers_of
+from ichat_lifecycle.client.fleets import fleets_here
 from ichat_lifecycle.client.look import FAINT, UNLIMITED, state_text
 from ichat_lifecycle.client.transport import ControlClient
 from ichat_lifecycle.client.words import (
@@ -27,10 +31,37 @@ from ichat_lifecycle.errors import ExitCode, LifecycleError, report
 from ichat_lifecycle.states import STARTING_STATES
 
 NOT_READY = 1
+WATCH_S = 1.0
 
 
-async def status_command(urls: Sequence[str], console: Console, *, as_json: bool = False) -> int:
-    """Prints the workers at `urls`, or those of this machine.
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The fleets, and the workers that are in none of them; what could not be asked."""
+
+    fleets: Sequence[Mapping[str, Any]]
+    workers: Sequence[Worker]
+    errors: Sequence[LifecycleError] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether everybody serves."""
+        fleet = [one for document in self.fleets for one in workers_of(document)]
+        serving = all(one.get("stage") == "serving" and _is_ready(one) for one in fleet)
+        return serving and all(worker.status.ready for worker in self.workers)
+
+
+def _is_ready(worker: Mapping[str, Any]) -> bool:
+    lifecycle = worker.get("lifecycle")
+    return isinstance(lifecycle, Mapping) and lifecycle.get("ready") is True
+
+
+async def status_command(
+    urls: Sequence[str], console: Console, *, as_json: bool = False, watch: bool = False
+) -> int:
+    """Prints the workers at `urls`, or the fleets and workers of this machine.
+
+    Args:
+        watch: again and again, until Ctrl-C.
 
     Returns:
         0 if all are ready, 1 if one is not, 69 if one does not answer.
@@ -39,23 +70,37 @@ async def status_command(urls: Sequence[str], console: Console, *, as_json: bool
         ArgumentsError: one of `urls` is none.
         UnreachableError: no worker was found.
     """
-    workers, errors = await _ask_all(urls) if urls else (await _all_found(), [])
+    if watch:
+        await _watch(urls, console)
+    overview = await _overview(urls)
     if as_json:
-        _print_json(console, workers)
+        _print_json(console, overview)
     else:
-        print_lines(console, workers)
-    for error in errors:
+        print_overview(console, overview)
+    for error in overview.errors:
         report(error)
-    if errors:
+    if overview.errors:
         return int(ExitCode.ADDRESS_UNAVAILABLE)
-    return 0 if all(worker.status.ready for worker in workers) else NOT_READY
+    return 0 if overview.ready else NOT_READY
 
 
-async def _all_found() -> Sequence[Worker]:
-    found = await find_workers()
-    if not found.workers:
+async def _watch(urls: Sequence[str], console: Console) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            overview = await _overview(urls)
+            live.update(Group(*_tables(overview)), refresh=True)
+            await asyncio.sleep(WATCH_S)
+
+
+async def _overview(urls: Sequence[str]) -> Overview:
+    if urls:
+        workers, errors = await _ask_all(urls)
+        return Overview((), workers, errors)
+    fleets, found = await asyncio.gather(asyncio.to_thread(fleets_here), find_workers())
+    if not fleets and not found.workers:
         raise found.nothing()
-    return found.workers
+    supervised = {one.get("pid") for document in fleets for one in workers_of(document)}
+    return Overview(fleets, [w for w in found.workers if w.status.pid not in supervised])
 
 
 async def _ask_all(urls: Sequence[str]) -> tuple[list[Worker], list[LifecycleError]]:
@@ -72,17 +117,37 @@ async def _ask(url: str) -> Worker | LifecycleError:
             return error
 
 
-def _print_json(console: Console, workers: Iterable[Worker]) -> None:
-    documents: list[Any] = [{"url": w.url, **w.status.raw} for w in workers]
+def _print_json(console: Console, overview: Overview) -> None:
+    """A list of the workers' own documents; those of a fleet with what it says of them."""
+    documents: list[Any] = []
+    for worker in (one for document in overview.fleets for one in workers_of(document)):
+        seen = {name: value for name, value in worker.items() if name != "lifecycle"}
+        own = worker.get("lifecycle") or {}
+        documents.append({"url": own.get("control_url"), **own, "fleet": seen})
+    documents += [{"url": w.url, **w.status.raw} for w in overview.workers]
     console.file.write(json.dumps(documents, indent=2) + "\n")
+
+
+def print_overview(console: Console, overview: Overview) -> None:
+    """Tables of the fleets, and a line for each other worker."""
+    for table in map(fleet_table, overview.fleets):
+        _print_table(console, table)
+    print_lines(console, overview.workers)
+
+
+def _tables(overview: Overview) -> list[Table]:
+    return [*map(fleet_table, overview.fleets), lines(overview.workers)]
 
 
 def print_lines(console: Console, workers: Sequence[Worker]) -> None:
     """One line each, in columns. A line that is too long is left to the terminal to wrap."""
-    if not workers:
-        return
+    if workers:
+        _print_table(console, lines(workers))
+
+
+def _print_table(console: Console, table: Table) -> None:
     with console.capture() as capture:
-        console.print(lines(workers), width=UNLIMITED, no_wrap=True, soft_wrap=True)
+        console.print(table, width=UNLIMITED, no_wrap=True, soft_wrap=True)
     for line in capture.get().splitlines():
         console.file.write(line.rstrip() + "\n")
 

@@ -6,24 +6,24 @@ coroutine: a plain function would run in a thread pool, which outlives the contr
 
 from __future__ import annotations
 
-import hmac
-import json
-import math
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 import structlog
 from fastapi import Depends, FastAPI, Header, Query, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ichat_lifecycle import __version__
 from ichat_lifecycle.control.events import EVENT_STREAM, Events
+from ichat_lifecycle.control.http import (
+    BodyLimit,
+    HttpError,
+    TokenGuard,
+    add_error_handlers,
+    body_of,
+    json_response,
+    now_of,
+)
 from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.control.metrics import CONTENT_TYPE as METRICS_TYPE
 from ichat_lifecycle.control.page.probes import Samples
@@ -34,7 +34,6 @@ from ichat_lifecycle.control.view import (
     Identity,
     Life,
     Probe,
-    error_document,
     history_document,
     lifecycle_document,
     plain,
@@ -43,25 +42,15 @@ from ichat_lifecycle.control.view import (
     way_of,
 )
 from ichat_lifecycle.diagram import mermaid, svg
-from ichat_lifecycle.errors import DeadlineError, LifecycleError, TransitionRefused
 from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle")
-
-BODY_LIMIT = 64 * 1024
-
-# Guessing a token is slowed to one try per second; a log of it cannot grow faster either.
-WRONG_TOKENS_AT_MOST = 10
-WRONG_TOKENS_WINDOW_S = 10.0
 
 DiagramFormat = Literal["svg", "mermaid"]
 
 ENGINE_IS_UP = (State.ENGINE_UP, State.SERVING, State.READY, State.DEGRADED)
 
 ACCEPTED = 202
-BAD_REQUEST = 400
-INTERNAL_ERROR = 500
-MESSAGE_LIMIT = 300
 
 # The routes that are on the main port too, for whoever has to tell them from vLLM's.
 READ_ONLY_PATHS = (
@@ -98,25 +87,6 @@ class EngineDesk(Protocol):
         ...
 
 
-class HttpError(Exception):
-    """An answer that is an error: status, the document's three fields, and headers."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        hint: str | None = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        more: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = dict(headers or {})
-        self.document = {**error_document(code, message[:MESSAGE_LIMIT], hint), **(more or {})}
-
-
 def build_control_app(  # noqa: PLR0913  # one for each part that may be left out
     life: Life,
     identity: Identity,
@@ -147,14 +117,14 @@ def build_control_app(  # noqa: PLR0913  # one for each part that may be left ou
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(_BodyLimit)
+    app.add_middleware(BodyLimit)
     known = _add_reads(app, _Reads(life, identity, engine, loop), with_engine=engine is not None)
     if events is not None:
         known += _add_events(app, events)
     if metrics is not None:
         known += _add_metrics(app, metrics)
     if engine is not None and not read_only:
-        known += _add_commands(app, _Commands(life, identity, engine, loop), _TokenGuard(token))
+        known += _add_commands(app, _Commands(life, identity, engine, loop), TokenGuard(token))
     if samples is not None and not read_only:
         takes_commands = bool(token) and engine is not None
         last_event = events.last_id if events is not None else str
@@ -162,7 +132,7 @@ def build_control_app(  # noqa: PLR0913  # one for each part that may be left ou
             life, identity, loop, samples, takes_commands=takes_commands, last_event=last_event
         )
         known += add_page(app, renderer)
-    _add_error_handlers(app, tuple(known))
+    add_error_handlers(app, tuple(known))
     return app
 
 
@@ -214,7 +184,7 @@ def _add_metrics(app: FastAPI, metrics: Callable[[], bytes]) -> list[str]:
     return ["GET /metrics"]
 
 
-def _add_commands(app: FastAPI, commands: _Commands, guard: _TokenGuard) -> list[str]:
+def _add_commands(app: FastAPI, commands: _Commands, guard: TokenGuard) -> list[str]:
     routes: dict[str, Endpoint] = {
         "/lifecycle/stop": commands.stop,
         "/lifecycle/restart": commands.restart,
@@ -250,11 +220,11 @@ class _Reads:
 
     async def lifecycle(self) -> Response:
         """Where the worker is in its life, since when, why, and what comes next."""
-        return _json(lifecycle_document(self._life, self._identity, self._loop()))
+        return json_response(lifecycle_document(self._life, self._identity, self._loop()))
 
     async def history(self, after: Annotated[int, Query(ge=0)] = 0) -> Response:
         """The transitions so far; with `after`, those with a greater `seq`."""
-        return _json(history_document(self._life, after))
+        return json_response(history_document(self._life, after))
 
     async def diagram(self, format: DiagramFormat = "svg") -> Response:
         """The table as a picture, with where the worker is and the way it came."""
@@ -277,7 +247,8 @@ class _Reads:
 
     def _probe(self, probe: Probe) -> Response:
         status, body = probe_document(self._life, probe, self._loop())
-        return _json(body, status, _retry_after(self._life) if status == UNAVAILABLE else None)
+        headers = _retry_after(self._life) if status == UNAVAILABLE else None
+        return json_response(body, status, headers)
 
     async def engine(self) -> Response:
         """What the engine knows of itself; 503 while there is none."""
@@ -292,7 +263,7 @@ class _Reads:
                 more={"state": state.value},
             )
         described = plain(dict(await self._engine.describe()))
-        return _json({"state": self._life.snapshot.state.value, **described})
+        return json_response({"state": self._life.snapshot.state.value, **described})
 
 
 class _Commands:
@@ -319,12 +290,12 @@ class _Commands:
 
         Answers at once; the document may still show the state before.
         """
-        await self._engine.stop(_now_of(await _body_of(request)))
+        await self._engine.stop(now_of(await body_of(request)))
         return self._document(ACCEPTED)
 
     async def restart(self, request: Request) -> Response:
         """Ends the engine and starts it again within the process."""
-        await _body_of(request)
+        await body_of(request)
         await self._engine.command("restart", None)
         return self._document(ACCEPTED)
 
@@ -332,215 +303,25 @@ class _Commands:
         self, request: Request, level: Annotated[int, Query(ge=0, le=2)] = 1
     ) -> Response:
         """Puts the engine to sleep; asleep is not ready."""
-        await _body_of(request)
+        await body_of(request)
         await self._engine.command("sleep", level)
         return self._document()
 
     async def wake(self, request: Request) -> Response:
         """Wakes the engine; READY follows once it has answered."""
-        await _body_of(request)
+        await body_of(request)
         await self._engine.command("wake", None)
         return self._document()
 
     async def reset_prefix_cache(self, request: Request) -> Response:
         """Empties the engine's prefix cache."""
-        await _body_of(request)
+        await body_of(request)
         await self._engine.command("reset_prefix_cache", None)
         return self._document()
 
     def _document(self, status: int = 200) -> Response:
-        return _json(lifecycle_document(self._life, self._identity, self._loop()), status)
-
-
-class _TokenGuard:
-    """Lets through who knows the token.
-
-    After 10 wrong tokens in 10 s, all together, every token gets 429 until the oldest of them is
-    10 s old. The right one too: if it passed, guessing would not be slowed. Signals always work.
-    """
-
-    def __init__(self, token: str | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._token = token.encode() if token else None
-        self._clock = clock
-        self._wrong_at: deque[float] = deque(maxlen=WRONG_TOKENS_AT_MOST)
-
-    async def check(self, request: Request) -> None:
-        """Raises HttpError: 403 without a configured token, 401 without the right one, 429."""
-        if self._token is None:
-            raise HttpError(
-                403,
-                "control_token_not_set",
-                "this worker takes no commands: it was started without a control token",
-                "start it with --control-token",
-            )
-        given = _bearer_token(request)
-        if given is None:
-            raise _unauthorized("this route needs the control token")
-        self._refuse_if_locked()
-        if not hmac.compare_digest(given, self._token):
-            self._wrong_at.append(self._clock())
-            client = request.client.host if request.client else None
-            log.warning("control_token_wrong", client=client, path=request.url.path)
-            raise _unauthorized("the control token is wrong")
-
-    def _refuse_if_locked(self) -> None:
-        if len(self._wrong_at) < WRONG_TOKENS_AT_MOST:
-            return
-        left_s = self._wrong_at[0] + WRONG_TOKENS_WINDOW_S - self._clock()
-        if left_s > 0:
-            raise HttpError(
-                429,
-                "too_many_wrong_tokens",
-                "too many wrong control tokens: no token is looked at for a moment",
-                "try again later; SIGTERM stops the worker at any time",
-                headers={"Retry-After": str(max(1, math.ceil(left_s)))},
-            )
-
-
-def _bearer_token(request: Request) -> bytes | None:
-    scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    # Starlette decodes headers as latin-1; the same way back gives the bytes that were sent.
-    return value.strip().encode("latin-1") if scheme.lower() == "bearer" and value else None
-
-
-def _unauthorized(message: str) -> HttpError:
-    return HttpError(
-        401,
-        "unauthorized",
-        message,
-        "send it as Authorization: Bearer TOKEN",
-        headers={"WWW-Authenticate": "Bearer"},
-    )
-
-
-class _BodyLimit:
-    """Refuses a request that announces a body over the limit, before any of it is read."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _announced_size(scope) > BODY_LIMIT:
-            await _answer(_too_large())(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-
-def _announced_size(scope: Scope) -> int:
-    """The largest Content-Length; the server has refused one that is not a number by now."""
-    sizes = [value for name, value in scope["headers"] if name == b"content-length"]
-    return max((int(size) for size in sizes if size.isdigit()), default=0)
-
-
-def _too_large() -> HttpError:
-    return HttpError(
-        413,
-        "body_too_large",
-        f"the request's body is larger than {BODY_LIMIT} bytes",
-        headers={"Connection": "close"},  # else the server would read the rest to its end
-    )
-
-
-async def _body_of(request: Request) -> bytes:
-    """The whole body. Raises HttpError 413 as soon as it passes the limit, announced or not."""
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_LIMIT:
-                raise _too_large()
-    except ClientDisconnect:
-        raise HttpError(BAD_REQUEST, "bad_request", "the request ended in its body") from None
-    return bytes(body)
-
-
-def _now_of(body: bytes) -> bool:
-    """`now` of a stop's optional JSON body; False by default. Raises HttpError 400."""
-    if not body.strip():
-        return False
-    hint = 'send no body, or {"now": true}'
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise HttpError(BAD_REQUEST, "bad_request", "the body is not JSON", hint) from None
-    # A misspelt key must not turn a stop at once into a graceful one.
-    if not isinstance(document, dict) or not document.keys() <= {"now"}:
-        raise HttpError(BAD_REQUEST, "bad_request", "the body holds more than `now`", hint)
-    now = document.get("now", False)
-    if not isinstance(now, bool):
-        raise HttpError(BAD_REQUEST, "bad_request", "`now` is neither true nor false", hint)
-    return now
-
-
-def _add_error_handlers(app: FastAPI, known: tuple[str, ...]) -> None:
-    async def answer(request: Request, error: Exception) -> Response:
-        return _answer(_as_http_error(request, error, known))
-
-    handled = (HttpError, HTTPException, RequestValidationError, LifecycleError, TimeoutError)
-    for kind in (*handled, Exception):
-        app.add_exception_handler(kind, answer)
-
-
-def _as_http_error(request: Request, error: Exception, known: tuple[str, ...]) -> HttpError:
-    match error:
-        case HttpError():
-            return error
-        case HTTPException():
-            return _of_routing(request, error, known)
-        case RequestValidationError():
-            return HttpError(BAD_REQUEST, "bad_request", _complaint(error))
-        case LifecycleError():
-            return HttpError(_status_of(error), error.code, error.message, error.hint)
-        case TimeoutError():
-            message = str(error) or "the worker did not answer in time"
-            return HttpError(504, "timeout", message, "its event loop or its engine is busy")
-        case _:
-            # The server logs the traceback; it is nobody else's.
-            return HttpError(
-                INTERNAL_ERROR, "internal_error", "the control plane failed", "see the log"
-            )
-
-
-def _status_of(error: LifecycleError) -> int:
-    if isinstance(error, TransitionRefused):
-        return 409
-    return 504 if isinstance(error, DeadlineError) else 502
-
-
-def _of_routing(request: Request, error: HTTPException, known: tuple[str, ...]) -> HttpError:
-    """404 and 405, with the routes there are."""
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return HttpError(
-        error.status_code,
-        code,
-        f"no such route: {request.method} {request.url.path}",
-        f"there are: {', '.join(known)}",
-        headers=error.headers,
-        more={"routes": list(known)},
-    )
-
-
-def _complaint(error: RequestValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-
-
-def _answer(error: HttpError) -> Response:
-    return _json(error.document, error.status, error.headers)
+        return json_response(lifecycle_document(self._life, self._identity, self._loop()), status)
 
 
 def _retry_after(life: Life) -> dict[str, str]:
     return {"Retry-After": str(retry_after_s(life))}
-
-
-def _json(
-    document: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # A path may hold bytes that are no text (lone surrogates): shown as "?", not as a 500.
-    return Response(
-        text.encode("utf-8", "replace"),
-        status,
-        {"Cache-Control": "no-store", **(headers or {})},
-        "application/json",
-    )

@@ -14,14 +14,15 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 from starlette.responses import StreamingResponse
 
-from ichat_lifecycle.control.view import Life
+from ichat_lifecycle.journal import Journal
 
 EVENT_STREAM = "text/event-stream"
 KEEP_ALIVE_S = 15.0
+# Each write costs more than what is in it; a reader that is slow has so many waiting at most.
+AT_ONCE = 100
 # So long a browser waits before it asks again.
 RETRY_MS = 1000
 
@@ -83,14 +84,14 @@ class Events:
         start_id: tells this life from others of the same worker.
     """
 
-    def __init__(self, life: Life, start_id: str, bell: Bell) -> None:
-        self._life = life
+    def __init__(self, journal: Journal, start_id: str, bell: Bell) -> None:
+        self._journal = journal
         self._start_id = start_id
         self._bell = bell
 
     def last_id(self) -> str:
         """The id of the newest event; one that nothing comes before where there is none yet."""
-        return f"{self._start_id}-{self._life.journal.last_id}"
+        return f"{self._start_id}-{self._journal.last_id}"
 
     def response(self, last_event_id: str | None) -> StreamingResponse:
         """What is newer than `last_event_id`, and then whatever happens; without one, all."""
@@ -101,23 +102,25 @@ class Events:
         start_id, _, number = (last_event_id or "").rpartition("-")
         if start_id != self._start_id or not (number.isascii() and number.isdigit()):
             return 0
-        return min(int(number), self._life.journal.last_id)
+        return min(int(number), self._journal.last_id)
 
     async def _stream(self, after: int) -> AsyncIterator[str]:
         yield f"retry: {RETRY_MS}\n\n"
         self._bell.listen()
-        if 0 < after < self._life.journal.dropped_id:
-            yield self._event(after, "gap", {"after": after, "to": self._life.journal.dropped_id})
+        if 0 < after < self._journal.dropped_id:
+            gap = json.dumps({"after": after, "to": self._journal.dropped_id})
+            yield self._event(after, "gap", gap)
         while True:
             closed = self._bell.closed  # before the journal is read: nothing is left out
-            for entry in self._life.journal.since(after):
-                yield self._event(entry.id, entry.kind.value, entry.as_dict())
-                after = entry.id
+            newer = self._journal.since(after)
+            for first in range(0, len(newer), AT_ONCE):
+                some = newer[first : first + AT_ONCE]
+                yield "".join(self._event(e.id, e.kind.value, e.as_json) for e in some)
+                after = some[-1].id
             if closed:
                 return
-            if self._life.journal.last_id == after and not await self._bell.wait(KEEP_ALIVE_S):
+            if self._journal.last_id == after and not await self._bell.wait(KEEP_ALIVE_S):
                 yield ": keep-alive\n\n"
 
-    def _event(self, number: int, name: str, document: dict[str, Any]) -> str:
-        data = json.dumps(document, separators=(",", ":"))
+    def _event(self, number: int, name: str, data: str) -> str:
         return f"id: {self._start_id}-{number}\nevent: {name}\ndata: {data}\n\n"

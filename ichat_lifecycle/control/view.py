@@ -118,6 +118,23 @@ def lifecycle_document(
     }
 
 
+def summary_document(life: Life, identity: Identity) -> dict[str, Any]:
+    """What a supervisor is told with each change. Nothing in it changes by itself."""
+    snapshot = life.snapshot
+    progress = snapshot.progress
+    return {
+        "state": snapshot.state.value,
+        "stop_asked": snapshot.stop_asked,
+        "reason": snapshot.reason.as_dict() if snapshot.reason else None,
+        "phase": progress.phase,
+        "fraction": progress.fraction,
+        "expected_s": progress.expected_s,
+        "restarts": snapshot.restarts,
+        "start_id": identity.start_id,
+        "control_url": identity.control_url,
+    }
+
+
 def takes_requests(snapshot: Snapshot, loop: LoopHealth) -> bool:
     """Readiness as everybody outside is told it: in READY, unless nothing can be served."""
     return snapshot.ready and not loop.blocked

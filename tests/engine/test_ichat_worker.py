@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import ENGINE_ENVIRONMENT, free_port, living_in, wait_for
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.untimed]
 
 HERE = Path(__file__).parent
 

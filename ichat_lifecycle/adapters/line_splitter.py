@@ -1,0 +1,40 @@
+"""Lines out of what a process prints."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+
+LINE_LIMIT = 16_384  # characters; a longer line is cut, so that nothing can fill the memory
+
+_ENDS = re.compile(r"\r\n|\r(?!\Z)|\n")  # what follows the last \r has not come yet
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class LineSplitter:
+    """Lines out of bytes; a progress bar's steps, which end with a carriage return, are lines."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+
+    @property
+    def rest(self) -> str:
+        """What has come of a line that has not ended, without colours."""
+        return _plain(self._rest)
+
+    def feed(self, chunk: bytes) -> Iterator[str]:
+        """The lines that end in this chunk, without their ends and without colours."""
+        *lines, self._rest = _ENDS.split(self._rest + self._decoder.decode(chunk))
+        for line in lines:
+            yield from (
+                _plain(line[n : n + LINE_LIMIT]) for n in range(0, len(line) or 1, LINE_LIMIT)
+            )
+        while len(self._rest) > LINE_LIMIT:
+            yield _plain(self._rest[:LINE_LIMIT])
+            self._rest = self._rest[LINE_LIMIT:]
+
+
+def _plain(text: str) -> str:
+    return _ANSI.sub("", text.rstrip("\r"))

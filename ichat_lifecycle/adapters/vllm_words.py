@@ -1,0 +1,57 @@
+"""A program: vLLM's arguments of a fleet's workers, by vLLM's own parser, in a process of its own.
+
+vLLM's import takes seconds and half a gigabyte, which a supervisor should not keep. It reads the
+workers as JSON from stdin (see fleet/engine_words.py) and writes what they come to to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from ichat_lifecycle.adapters.parent import follow
+from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
+from ichat_lifecycle.adapters.vllm_layout import Layout, load
+from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.fleet.engine_argv import engine_argv
+
+
+def main() -> int:
+    """Returns 0; what is wrong is an answer, too."""
+    follow(os.getppid())  # whoever has asked may end meanwhile
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # vLLM's import may print
+    workers = json.load(sys.stdin)
+    try:
+        layout = load(lambda step: None)
+    except LifecycleError as error:
+        _write(answers, {"error": error.line()})
+    else:
+        _write(answers, {"workers": [_answer(layout, worker) for worker in workers]})
+    return 0
+
+
+def _write(answers: TextIO, document: Mapping[str, Any]) -> None:
+    with answers:
+        json.dump(document, answers)
+
+
+def _answer(layout: Layout, worker: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The words of a worker's keys, and what is wrong with any or with all of them together."""
+    parser = layout.make_arg_parser(layout.argument_parser())
+    words, wrong = engine_argv(worker["keys"], parser, worker["ours"])
+    found = [{"key": one.key, "message": one.message, "hint": one.hint} for one in wrong]
+    if not found:
+        try:
+            VllmArguments(argparse.Namespace(), [*worker["argv"], *words]).validate_now()
+        except LifecycleError as error:
+            found = [{"key": None, "message": error.message, "hint": error.hint}]
+    return {"words": words, "wrong": found}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

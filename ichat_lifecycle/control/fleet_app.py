@@ -1,0 +1,284 @@
+"""The routes of a fleet's supervisor: all workers with their snapshots, and each one's own routes.
+
+Reads are open; what changes something needs the fleet's token. Every endpoint is a coroutine on the
+supervisor's own loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Annotated, Any, Protocol
+
+import httpx
+from fastapi import Depends, FastAPI, Header, Query, Request
+from starlette.background import BackgroundTask
+from starlette.responses import Response, StreamingResponse
+
+from ichat_lifecycle import __version__
+from ichat_lifecycle.control.events import Events
+from ichat_lifecycle.control.http import (
+    BodyLimit,
+    HttpError,
+    TokenGuard,
+    add_error_handlers,
+    body_of,
+    json_response,
+    now_of,
+)
+from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.fleet.fleet import Fleet, NoSuchWorkerError, summary
+from ichat_lifecycle.fleet.member import Member
+from ichat_lifecycle.fleet.view import (
+    ASK_TIMEOUT_S,
+    fleet_document,
+    member_document,
+    worker_document,
+)
+
+ACCEPTED, NOT_FOUND, CONFLICT, BAD_GATEWAY, UNAVAILABLE = 202, 404, 409, 502, 503
+# Of an answer that is passed on: what says something of one connection only is not.
+# Date and server are written by our own.
+_NOT_PASSED = frozenset(
+    {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "date", "server"}
+)
+
+Endpoint = Callable[..., Awaitable[Response]]
+
+
+class Output(Protocol):
+    """What the workers have printed."""
+
+    def last(self, name: str, count: int) -> list[str]:
+        """The newest lines of a worker."""
+        ...
+
+    def follow(self, name: str, count: int) -> AsyncIterator[str]:
+        """The same, and each line that comes from then on."""
+        ...
+
+
+class FleetDesk(Protocol):
+    """What the supervisor itself is asked for."""
+
+    @property
+    def file(self) -> str: ...
+
+    async def reload(self) -> Mapping[str, Any]:
+        """Raises LifecycleError: nothing was changed."""
+        ...
+
+    def stop(self, *, now: bool) -> None: ...
+
+
+def build_fleet_app(
+    fleet: Fleet,
+    desk: FleetDesk,
+    output: Output,
+    events: Events,
+    *,
+    token: str | None,
+    worker_token: str | None,
+    client: httpx.AsyncClient,
+) -> FastAPI:
+    """The app with all routes.
+
+    Args:
+        token: what POST routes ask for.
+        worker_token: what the workers ask for on theirs.
+        client: for what is passed on to the workers.
+    """
+    app = FastAPI(
+        title="ichat_lifecycle fleet", version=__version__, redoc_url=None, redirect_slashes=False
+    )
+    app.add_middleware(BodyLimit)
+    reads, commands = _Reads(fleet, desk, output, events, client), _Commands(fleet, desk)
+    passing = _Passing(fleet, client, worker_token)
+    guard = [Depends(TokenGuard(token).check)]
+    gets: dict[str, Endpoint] = {
+        "/fleet": reads.fleet,
+        "/fleet/events": reads.events,
+        "/fleet/{name}": reads.worker,
+        "/fleet/{name}/logs": reads.logs,
+        "/fleet/{name}/{path:path}": passing.get,
+        "/livez": reads.livez,
+        "/readyz": reads.readyz,
+    }
+    posts: dict[str, Endpoint] = {
+        "/fleet/reload": commands.reload,
+        "/fleet/stop": commands.stop_all,
+        "/fleet/{name}/stop": commands.stop,
+        "/fleet/{name}/restart": commands.restart,
+        "/fleet/{name}/{path:path}": passing.post,
+    }
+    for path, endpoint in gets.items():
+        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+    for path, endpoint in posts.items():
+        app.add_api_route(path, endpoint, methods=["POST"], response_model=None, dependencies=guard)
+    known = [f"GET {path}" for path in gets] + [f"POST {path}" for path in posts]
+    add_error_handlers(app, tuple(known))
+    return app
+
+
+def _member(fleet: Fleet, name: str) -> Member:
+    try:
+        return fleet.member(name)
+    except NoSuchWorkerError as error:
+        raise HttpError(NOT_FOUND, error.code, error.message, error.hint) from None
+
+
+class _Reads:
+    """The routes that change nothing."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        desk: FleetDesk,
+        output: Output,
+        events: Events,
+        client: httpx.AsyncClient,
+    ) -> None:
+        self._fleet = fleet
+        self._desk = desk
+        self._output = output
+        self._events = events
+        self._client = client
+
+    async def fleet(self) -> Response:
+        """All workers, each with what it says of itself now."""
+        return json_response(await fleet_document(self._fleet, self._desk.file, self._client))
+
+    async def worker(self, name: str) -> Response:
+        """One worker."""
+        member = _member(self._fleet, name)
+        return json_response(await worker_document(member, self._client))
+
+    async def events(
+        self, last_event_id: Annotated[str | None, Header()] = None, after: str | None = None
+    ) -> Response:
+        """All that has happened and happens to the workers, as server-sent events."""
+        return self._events.response(last_event_id or after)
+
+    async def logs(
+        self,
+        name: str,
+        lines: Annotated[int, Query(ge=0, le=10_000)] = 100,
+        follow: bool = False,  # FastAPI passes parameters by name
+    ) -> Response:
+        """The newest lines that a worker has printed; with `follow`, those to come too."""
+        _member(self._fleet, name)
+        if not follow:
+            text = "".join(f"{line}\n" for line in self._output.last(name, lines))
+            return Response(text, media_type="text/plain")
+        stream = (f"{line}\n" async for line in self._output.follow(name, lines))
+        return StreamingResponse(stream, media_type="text/plain")
+
+    async def livez(self) -> Response:
+        """200 as long as the supervisor is there."""
+        return json_response({"fleet": os.getpid(), "stopping": self._fleet.stopping})
+
+    async def readyz(self) -> Response:
+        """200 while every worker serves and is READY."""
+        ready, stages = self._fleet.ready, dict(summary(self._fleet.members))
+        return json_response({"ready": ready, "stages": stages}, 200 if ready else UNAVAILABLE)
+
+
+class _Commands:
+    """What changes something. All answer at once; what was asked for may take a while."""
+
+    def __init__(self, fleet: Fleet, desk: FleetDesk) -> None:
+        self._fleet = fleet
+        self._desk = desk
+
+    async def reload(self, request: Request) -> Response:
+        """Reads the file again: what will be done, or why nothing is."""
+        await body_of(request)
+        try:
+            return json_response(await self._desk.reload(), ACCEPTED)
+        except LifecycleError as error:
+            told = list(error.told)
+            raise HttpError(
+                CONFLICT, error.code, error.message, error.hint, more={"problems": told}
+            ) from error
+
+    async def stop_all(self, request: Request) -> Response:
+        """Stops all workers and the supervisor: each with its drain, or with `{"now": true}`."""
+        self._desk.stop(now=now_of(await body_of(request)))
+        return json_response({"stopping": True}, ACCEPTED)
+
+    async def stop(self, name: str, request: Request) -> Response:
+        """Stops one worker, which stays stopped until it is restarted."""
+        now = now_of(await body_of(request))
+        member = _member(self._fleet, name)
+        member.ask_to_stop("an operator", now=now)
+        return json_response(member_document(member), ACCEPTED)
+
+    async def restart(self, name: str, request: Request) -> Response:
+        """Stops one worker, if it runs, and starts it again."""
+        await body_of(request)
+        _member(self._fleet, name)
+        try:
+            self._fleet.restart(name)
+        except LifecycleError as error:
+            raise HttpError(CONFLICT, error.code, error.message, error.hint) from error
+        return json_response(member_document(_member(self._fleet, name)), ACCEPTED)
+
+
+class _Passing:
+    """`/fleet/NAME/…` is the worker's own `/…`."""
+
+    def __init__(self, fleet: Fleet, client: httpx.AsyncClient, worker_token: str | None) -> None:
+        self._fleet = fleet
+        self._client = client
+        self._headers = {"Authorization": f"Bearer {worker_token}"} if worker_token else {}
+
+    async def get(self, name: str, path: str, request: Request) -> Response:
+        """What the worker's control plane answers, also what does not end."""
+        return await self._pass("GET", name, path, request, b"")
+
+    async def post(self, name: str, path: str, request: Request) -> Response:
+        """A command to the worker itself."""
+        return await self._pass("POST", name, path, request, await body_of(request))
+
+    async def _pass(
+        self, method: str, name: str, path: str, request: Request, body: bytes
+    ) -> Response:
+        member = _member(self._fleet, name)
+        url = member.told.get("control_url")
+        if not url:
+            raise HttpError(
+                UNAVAILABLE,
+                "no_control_plane",
+                f"{name} is {member.stage.value} and has no control plane",
+                member.reason,
+                headers={"Retry-After": "5"},
+            )
+        headers = dict(self._headers) if method == "POST" else {}
+        if last := request.headers.get("last-event-id"):
+            headers["Last-Event-ID"] = last
+        asked = self._client.build_request(
+            method,
+            f"{url}/{path}",
+            params=request.query_params,
+            content=body or None,
+            headers=headers,
+            timeout=httpx.Timeout(ASK_TIMEOUT_S, read=None),
+        )
+        try:
+            answer = await self._client.send(asked, stream=True)
+        except httpx.HTTPError as error:
+            message = f"{name} does not answer: {error}"
+            raise HttpError(BAD_GATEWAY, "worker_unreachable", message) from error
+        kept = {k: v for k, v in answer.headers.items() if k.lower() not in _NOT_PASSED}
+        return StreamingResponse(
+            _raw(answer), answer.status_code, kept, background=BackgroundTask(answer.aclose)
+        )
+
+
+async def _raw(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """As it comes; a worker that ends in the middle ends it."""
+    try:
+        async for chunk in answer.aiter_raw():
+            yield chunk
+    except httpx.HTTPError:
+        return

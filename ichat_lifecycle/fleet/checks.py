@@ -1,0 +1,201 @@
+"""What may be wrong with a file whose parts are all right: workers in each other's way, models and
+certificates that are not there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ichat_lifecycle.errors import InputMissingError
+from ichat_lifecycle.fleet.document import Document, Location, Problem
+from ichat_lifecycle.fleet.load import FLEET, SERVER, Fleet, Planned
+from ichat_lifecycle.fleet.ports import Listener
+from ichat_lifecycle.preflight import Scan, check_model
+
+# What vLLM takes of a GPU unless it is told otherwise.
+DEFAULT_UTILIZATION = 0.92
+# What stands in the place of a name in the supervisor's routes.
+RESERVED = ("events", "reload", "stop")
+
+
+def complain(fleet: Fleet, document: Document, *, here: bool) -> None:
+    """Notes all of it as problems of the document.
+
+    Args:
+        here: the workers are to run on this machine.
+    """
+    for check in (_names, _ports, _gpus, _all_gpus):
+        document.problems.extend(check(fleet, document))
+    for look in (_models, _files):
+        document.problems.extend(look(fleet, document, here))
+    document.problems.sort(key=lambda problem: problem.place)
+
+
+# Names --------------------------------------------------------------------------------------------
+
+
+def _names(fleet: Fleet, document: Document) -> Iterator[Problem]:
+    shown: dict[str, Planned] = {}
+    routed: dict[tuple[str, str], Planned] = {}
+    for worker in fleet.workers:
+        name, config = worker.config.shown_name, worker.config
+        if name in RESERVED:
+            place = document.place(worker.at("name" if config.name else "model_name"))
+            yield Problem(place, f"{name}: a route has this name", "give the worker another name:")
+        first = shown.setdefault(name, worker)
+        gateway = config.gateway_address or fleet.server.gateway_address
+        rival = routed.setdefault((gateway, config.model_name), worker) if gateway else worker
+        if rival is not worker:
+            place = document.place(worker.at("model_name"))
+            yield Problem(
+                place,
+                f"{name}: the Gateway {gateway} would refuse a second worker for the model name "
+                f"{config.model_name}",
+                f"{_line(document, rival, 'model_name')} has it, too",
+            )
+        elif first is not worker:
+            key = "name" if config.name else "model_name"
+            place = document.place(worker.at(key))
+            hint = f"{_line(document, first, key)} has it, too; give one of them another name:"
+            yield Problem(place, f"{name}: two workers have this name", hint)
+
+
+def _line(document: Document, worker: Planned, key: str) -> str:
+    return f"the worker in line {document.place(worker.at(key)).line}"
+
+
+# Models -------------------------------------------------------------------------------------------
+
+
+def _models(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
+    for worker in fleet.workers:
+        config = worker.config
+        looked = (
+            ("model_path", Scan(model=config.model_path, model_flag="model_path")),
+            (
+                "tokenizer_path",
+                Scan(tokenizer=config.tokenizer_path, tokenizer_flag="tokenizer_path"),
+            ),
+        )
+        for key, scan in looked:
+            try:
+                check_model(scan)
+            except InputMissingError as error:
+                place = document.place(worker.at(key))
+                elsewhere = not here and _is_elsewhere(scan.model or scan.tokenizer or "")
+                message = f"{config.shown_name}: {error.message}"
+                yield Problem(place, message, error.hint, doubt=elsewhere)
+
+
+def _is_elsewhere(path: str) -> bool:
+    """Where even the directory around it is not there, it is on another machine."""
+    return not Path(path).parent.exists()
+
+
+# Files --------------------------------------------------------------------------------------------
+
+_CERTIFICATES = ("ssl_certfile", "ssl_keyfile")
+
+
+def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
+    for worker in fleet.workers:
+        for key in ("uds", *_CERTIFICATES):
+            path, said = worker.config.vllm.get(key), f"{worker.config.shown_name}: {key}:"
+            place = document.place(worker.at(key))
+            if path is None:
+                continue
+            if not isinstance(path, str) or not path or "\0" in path:
+                yield Problem(place, f"{said} expected a path")
+            elif key in _CERTIFICATES and not os.access(path, os.R_OK):
+                elsewhere = not here and _is_elsewhere(path)
+                yield Problem(place, f"{said} {path} cannot be read", doubt=elsewhere)
+
+
+# Ports --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """Who wants to listen where, and where that stands."""
+
+    what: str
+    where: Listener
+    at: Location
+    derived: bool = False  # from another port
+
+
+def _ports(fleet: Fleet, document: Document) -> Iterator[Problem]:
+    for one, other in itertools.combinations(_wishes(fleet), 2):
+        if one.where.collides(other.where) and not (one.derived and other.derived):
+            line = document.place(one.at).line
+            yield Problem(
+                document.place(other.at),
+                f"{other.what}: {other.where.uds or other.where.port} is taken by {one.what}",
+                f"see line {line}",
+            )
+
+
+def _wishes(fleet: Fleet) -> Iterator[_Wish]:
+    supervisor, server = fleet.fleet, fleet.server
+    key = "uds" if supervisor.uds else "port"
+    listener = Listener(supervisor.host, fleet.fleet_port, supervisor.uds)
+    derived = supervisor.port is None and "port" in server.model_fields_set
+    yield _Wish(f"{FLEET}: {key}", listener, (FLEET, key), derived)
+    if "port" in server.model_fields_set:
+        yield _Wish("the Gateway", Listener(server.host, server.port), (SERVER, "port"))
+    for worker in fleet.workers:
+        config, name = worker.config, worker.config.shown_name
+        key = "uds" if "uds" in config.vllm else "port"
+        listener = Listener(config.host, config.port, config.vllm.get("uds"))
+        yield _Wish(f"{name}: {key}", listener, worker.at(key))
+        derived = config.control_port is None
+        listener = Listener(config.control_host, config.effective_control_port)
+        at = worker.at("port" if derived else "control_port")
+        yield _Wish(f"{name}: control_port", listener, at, derived)
+
+
+# GPUs ---------------------------------------------------------------------------------------------
+
+
+def _gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
+    users: dict[int, list[Planned]] = defaultdict(list)
+    for worker in fleet.workers:
+        for gpu in worker.config.gpu_ids or ():
+            users[gpu].append(worker)
+    for gpu, workers in users.items():
+        if len(workers) == 1 or all(worker.config.share_gpus for worker in workers):
+            continue
+        if (total := sum(map(_utilization, workers))) > 1 + 1e-9:
+            last = workers[-1]
+            names = ", ".join(worker.config.shown_name for worker in workers)
+            yield Problem(
+                document.place(last.at("gpu_ids")),
+                f"{last.config.shown_name}: GPU {gpu} is given to {names}, which ask for "
+                f"{total:.4g} of its memory",
+                "lower gpu_memory_utilization to 1 in all, or say share_gpus: true in each",
+            )
+
+
+def _all_gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
+    """Who sees all of them sees those that others have chosen."""
+    all_of_them = [worker for worker in fleet.workers if worker.config.gpu_ids is None]
+    choosy = [worker for worker in fleet.workers if worker.config.gpu_ids]
+    if all_of_them and choosy:
+        for worker in all_of_them:
+            name, other = worker.config.shown_name, choosy[0].config.shown_name
+            message = f"{name} sees all GPUs, those of {other}, too"
+            place = document.place(worker.at("model_name"))
+            yield Problem(place, message, "gpu_ids: [NUMBER, …]", doubt=True)
+
+
+def _utilization(worker: Planned) -> float:
+    keys = worker.config.vllm
+    asked = keys.get("gpu_memory_utilization", keys.get("gpu-memory-utilization"))
+    try:
+        return float(asked)  # vLLM's parser complains of what is none
+    except (TypeError, ValueError):
+        return DEFAULT_UTILIZATION

@@ -1,0 +1,56 @@
+"""The commands around a configs.yaml: what each does with its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from ichat_lifecycle.errors import LifecycleError, report
+from ichat_lifecycle.fleet.engine_words import NoEngineError
+from ichat_lifecycle.fleet.gateway import RunningGateway
+from ichat_lifecycle.fleet.plans import read_plans
+from ichat_lifecycle.fleet.schema import file_schema
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def _reported(command: Command) -> Command:
+    """What a user can meet is told on stderr, and is the exit code."""
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            return command(args)
+        except LifecycleError as error:
+            return report(error)
+
+    return run
+
+
+@_reported
+def up(args: argparse.Namespace) -> int:
+    from ichat_lifecycle.fleet.up import up as run
+
+    return run(args.file)
+
+
+@_reported
+def check(args: argparse.Namespace) -> int:
+    try:
+        found = read_plans(args.file, os.environ, here=False, gateway=RunningGateway())
+    except NoEngineError as error:
+        print(f"{args.file}: the rest is fine, but vLLM's arguments are not checked: {error}")
+        return 0
+    for doubt in found.doubts:
+        print(doubt.told(args.file), file=sys.stderr)
+    for plan in found.plans:
+        gpus = "" if plan.gpu_ids is None else f", GPU {', '.join(map(str, plan.gpu_ids))}"
+        print(f"{plan.name}: {plan.model} on {plan.address}{gpus}")
+    return 0
+
+
+def schema(args: argparse.Namespace) -> int:
+    print(json.dumps(file_schema(), indent=2))
+    return 0

@@ -1,0 +1,82 @@
+"""What vLLM's parser says of the workers' keys: asked in a process that ends with the answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.fleet.engine_argv import WrongKey
+
+PROGRAM = (sys.executable, "-m", "ichat_lifecycle.adapters.vllm_words")
+TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """One worker.
+
+    Attributes:
+        argv: the words that are there already.
+        keys: what is vLLM's.
+        ours: keys that are ours, to suggest where one is mistyped.
+    """
+
+    argv: tuple[str, ...]
+    keys: Mapping[str, Any]
+    ours: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The words for its keys, and what is wrong. A `key` of None: with all of them together."""
+
+    words: tuple[str, ...]
+    wrong: tuple[WrongKey, ...]
+
+
+class NoEngineError(LifecycleError):
+    """There is no vLLM here that could be asked."""
+
+
+Asker = Callable[[Sequence[Question]], Sequence[Answer]]
+
+
+def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) -> Sequence[Answer]:
+    """Takes seconds, for vLLM's import.
+
+    Raises:
+        NoEngineError: vLLM is not there, or not one that is supported.
+        LifecycleError: the process has failed.
+    """
+    given = [
+        {"argv": question.argv, "keys": question.keys, "ours": question.ours}
+        for question in questions
+    ]
+    try:
+        done = subprocess.run(
+            program,
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        found = json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise LifecycleError(
+            f"vLLM's parser has not answered within {TIMEOUT_S:g} s", code="no_answer"
+        ) from error
+    except json.JSONDecodeError as error:
+        last = (done.stderr.strip().splitlines() or ["no word of it"])[-1]
+        raise LifecycleError("vLLM's parser has failed", root_cause=last) from error
+    if "error" in found:
+        raise NoEngineError(found["error"], code="no_engine")
+    return [
+        Answer(tuple(one["words"]), tuple(WrongKey(**wrong) for wrong in one["wrong"]))
+        for one in found["workers"]
+    ]

@@ -1,0 +1,397 @@
+"""One worker of a fleet: the one writer of its stage. Others ask; only `run` acts."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from ichat_lifecycle.config import Restart
+from ichat_lifecycle.errors import PERMANENT, ExitCode
+from ichat_lifecycle.fleet.journal import FleetKind, StageRecord, StateRecord
+from ichat_lifecycle.fleet.ports import (
+    KILL_MARGIN_S,
+    Clock,
+    Launcher,
+    Plan,
+    Process,
+    Socket,
+)
+from ichat_lifecycle.fleet.slots import Slots
+from ichat_lifecycle.fleet.states import RESTING, Event, Stage, row_for
+from ichat_lifecycle.journal import Journal
+from ichat_lifecycle.restart_budget import RestartBudget
+from ichat_lifecycle.states import State
+
+log = structlog.get_logger("ichat_lifecycle.fleet")
+
+Told = Mapping[str, Any]
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What all members of a fleet share.
+
+    Attributes:
+        restart: how often, and how soon, a worker that has ended is started again.
+        watchdog_s: a worker that tells nothing for so long is killed; 0: none is. Of processes that
+            are started from now on.
+        changed: called with each change of any member.
+    """
+
+    launcher: Launcher
+    slots: Slots
+    restart: Restart
+    clock: Clock
+    random: Callable[[], float]
+    journal: Journal
+    changed: Callable[[], None] = lambda: None
+    watchdog_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What somebody wants of it."""
+
+    stop: str | None = None  # why
+    now: bool = False
+    again: bool = False  # to start, after a stop or from rest
+    leave: bool = False  # for good
+
+
+class Member:
+    """A worker, from its first start to its last end.
+
+    Args:
+        accept_from: "ready" where another member serves on the socket until this one is.
+        after: those that have to be at rest before its first start.
+
+    Attributes:
+        told: what the worker has told last; empty before that, and once it has ended.
+        reason: why it is not serving.
+        ended_with: the exit code of its last process; None while there was none.
+        starts: how many processes there were.
+        due_s: while it backs off, when it starts again, on the event loop's clock.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        socket: Socket,
+        around: Surroundings,
+        *,
+        accept_from: str = "bound",
+        after: Sequence[Member] = (),
+    ) -> None:
+        self.plan = plan
+        self.stage = Stage.PENDING
+        self.since: datetime = around.clock.now()
+        self.since_s = asyncio.get_running_loop().time()
+        self.told: Told = {}
+        self.reason: str | None = None
+        self.ended_with: int | None = None
+        self.starts = 0
+        self.due_s: float | None = None
+        self.process: Process | None = None
+        self.rested = asyncio.Event()  # set while it is at rest
+        self.settled = asyncio.Event()  # set once a start has come to something
+        self.gone = False  # its life has ended: nothing that is asked has an effect any more
+        self._socket = socket
+        self._around = around
+        self._accept_from = accept_from
+        self._after = list(after)
+        self._asked = _Asked()
+        self._woken = asyncio.Event()
+        self._may_start = False
+        self._watchdog_s = self._heard_s = 0.0
+        self._silence = ""  # why it was killed, where that was for telling nothing
+        self._budget = RestartBudget(around.restart, around.random)
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def serving(self) -> bool:
+        return self.stage is Stage.SERVING
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves, and says that it is READY."""
+        return self.serving and self.told.get("state") == State.READY
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it has been asked to stop for good."""
+        return self._asked.leave
+
+    @property
+    def restarts_left(self) -> int:
+        return self._budget.left(asyncio.get_running_loop().time())
+
+    # --- what others may ask, on the loop
+
+    def ask_to_stop(self, why: str, *, now: bool = False, leave: bool = False) -> None:
+        """A graceful stop; with `now`, one without a drain; with `leave`, for good."""
+        self._asked.stop = self._asked.stop or why
+        self._asked.now |= now
+        self._asked.leave |= leave
+        self._asked.again = False
+        self._wake()
+
+    def ask_to_start_again(self, why: str) -> None:
+        """A stop, where it runs, and then a start. What it has ended with before is forgiven."""
+        if self.process is not None:
+            self._asked.stop = self._asked.stop or why
+        self._asked.again = True
+        self._budget = RestartBudget(self._around.restart, self._around.random)
+        self._wake()
+
+    def succeeds(self, other: Member) -> None:
+        """The other one leaves. Whenever this one starts again, it does so as the only one."""
+        self._accept_from = "bound"
+        self._after.append(other)
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    # --- the writer
+
+    async def run(self) -> None:
+        """Lives until it has been asked to leave, and is at rest."""
+        steps = {
+            Stage.PENDING: self._wait_for_turn,
+            Stage.STARTING: self._watch,
+            Stage.SERVING: self._watch,
+            Stage.BACKING_OFF: self._back_off,
+            Stage.STOPPING: self._stop,
+            Stage.STOPPED: self._rest,
+            Stage.GIVEN_UP: self._rest,
+        }
+        while not (self._asked.leave and self.stage in RESTING):
+            await steps[self.stage]()
+        self.gone = True
+        self.settled.set()
+        self.rested.set()
+
+    async def _news(
+        self, timeout_s: float | None = None, *, until: asyncio.Task[Any] | None = None
+    ) -> bool:
+        """Waits until something is asked or told, time is up, or that task ends: whether that."""
+        woken = asyncio.create_task(self._woken.wait())
+        waiting = {woken} if until is None else {woken, until}
+        try:
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+        self._woken.clear()
+        return until is not None and until.done()
+
+    def _ending(self, process: Process) -> asyncio.Task[int]:
+        if self._end is None or self._end[0] is not process:
+            self._end = process, asyncio.create_task(process.wait(), name=f"{self.name} ends")
+        return self._end[1]
+
+    _end: tuple[Process, asyncio.Task[int]] | None = None
+
+    async def _wait_for_turn(self) -> None:
+        self.settled.clear()
+        self._may_start = False
+        while self._after and self._asked.stop is None:
+            await self._wait_for(self._after[0])
+        if self._asked.stop is None:
+            self._around.slots.ask(self._go)
+        while not self._may_start and self._asked.stop is None:
+            await self._news()
+        if self._asked.stop is not None:
+            self._around.slots.leave(self._go)
+            self._enter(Event.FINISH, self._asked.stop)
+        else:
+            self._launch()
+
+    async def _wait_for(self, other: Member) -> None:
+        rest = asyncio.create_task(other.rested.wait(), name=f"{self.name} waits")
+        try:
+            if await self._news(until=rest):
+                self._after.remove(other)
+        finally:
+            rest.cancel()
+
+    def _go(self) -> None:
+        self._may_start = True
+        self._wake()
+
+    def _launch(self) -> None:
+        self.told, self.reason, self.due_s, self._silence = {}, None, None, ""
+        self._asked.again = False
+        self.starts += 1
+        try:
+            self._watchdog_s = self._around.watchdog_s
+            self._heard_s = asyncio.get_running_loop().time()
+            self.process = self._around.launcher.launch(
+                self.plan,
+                accept_from=self._accept_from,
+                watchdog_s=self._watchdog_s,
+                on_news=self._take_news,
+            )
+        except (OSError, ValueError) as error:  # such as a NUL in a word
+            self._enter(Event.START)
+            self._ended(ExitCode.SYSTEM_LIMIT, f"no process could be started: {error}")
+        else:
+            self._enter(Event.START, pid=self.process.pid)
+
+    def _take_news(self, told: Told | None) -> None:
+        self._heard_s = asyncio.get_running_loop().time()
+        if told is None:
+            return
+        before, self.told = self.told.get("state"), told
+        state = told["state"]
+        if state != before:
+            self._note_state(told)
+        if state in (State.STOPPING, State.STOPPED):
+            self._socket.left_by(self)
+        elif state == State.READY or (self._accept_from == "bound" and state != State.PARSED):
+            self._socket.served_by(self)
+        self._around.changed()
+        self._wake()
+
+    def _note_state(self, told: Told) -> None:
+        reason = (told.get("reason") or {}).get("message")
+        record = StateRecord(self._around.clock.now(), self.name, told["state"], reason)
+        self._around.journal.add(FleetKind.STATE, record)
+        log.info("worker_state", worker=self.name, state=told["state"], reason=reason)
+
+    async def _watch(self) -> None:
+        """STARTING and SERVING: until it serves, ends, or has to."""
+        process = self.process
+        assert process is not None
+        left_s = self._silence_left_s()
+        if await self._news(left_s, until=self._ending(process)):
+            said = process.last_words
+            self._ended(await self._ending(process), self._silence or said)
+        elif self._asked.stop is not None:
+            self._enter(Event.STOP, self._asked.stop)
+        elif self.stage is Stage.STARTING and self.told.get("state") == State.READY:
+            self._around.slots.leave(self._go)
+            self._enter(Event.SERVE)
+        elif left_s is not None and left_s <= 0:
+            self._silence = f"it has told nothing for {self._watchdog_s:g} s"
+            log.error("worker_killed", worker=self.name, reason=self._silence)
+            process.kill()
+
+    def _silence_left_s(self) -> float | None:
+        """How long it may still tell nothing; None: for ever."""
+        if not self._watchdog_s or self._silence:
+            return None
+        return max(0.0, self._heard_s + self._watchdog_s - asyncio.get_running_loop().time())
+
+    def _ended(self, code: int, said: str) -> None:
+        """Its process has ended, unasked."""
+        now_s = asyncio.get_running_loop().time()
+        cause = self._forget_process(code, said)
+        if code == ExitCode.OK:
+            self._enter(Event.END, cause, code=code)
+        elif code in PERMANENT:
+            self._enter(Event.GIVE_UP, cause, code=code)
+        elif not self._budget.left(now_s):
+            often = f"{self._around.restart.max} starts within {self._around.restart.window:g} s"
+            self._enter(Event.GIVE_UP, f"{cause}; no more after {often}", code=code)
+        else:
+            delay_s = self._budget.delay_s(now_s)
+            self._budget.spend(now_s)
+            self.due_s = now_s + delay_s
+            self._enter(Event.BACK_OFF, cause, code=code, delay_s=delay_s)
+
+    def _forget_process(self, code: int, said: str) -> str:
+        """What it ended with, in words."""
+        self._socket.left_by(self)
+        self._around.slots.leave(self._go)
+        self.process, self.ended_with = None, code
+        reason = (self.told.get("reason") or {}).get("message")
+        self.told = {}
+        how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
+        why = said or reason
+        return f"{how}: {why}" if why else how
+
+    async def _back_off(self) -> None:
+        left_s = (self.due_s or 0.0) - asyncio.get_running_loop().time()
+        if self._asked.stop is not None:
+            self._enter(Event.FINISH, self._asked.stop)
+        elif self._asked.again or left_s <= 0:
+            self._enter(Event.RETRY)
+        else:
+            await self._news(left_s)
+
+    async def _stop(self) -> None:
+        """A graceful stop; one at once where that is asked for; SIGKILL when its bound is over."""
+        process = self.process
+        assert process is not None
+        self._socket.left_by(self)
+        process.terminate()
+        kill = asyncio.get_running_loop().call_later(
+            self.plan.stop_bound_s + KILL_MARGIN_S, self._kill, process
+        )
+        hurried = False
+        try:
+            while True:
+                if self._asked.now and not hurried:
+                    hurried = True
+                    process.hurry()
+                if await self._news(until=self._ending(process)):
+                    break
+        finally:
+            kill.cancel()
+        code = await self._ending(process)
+        if -code in STOP_SIGNALS:  # it came before the process could listen to it
+            code = ExitCode.OK
+        cause = self._forget_process(code, process.last_words)
+        self._enter(Event.FINISH, self._asked.stop if code == ExitCode.OK else cause, code=code)
+
+    def _kill(self, process: Process) -> None:
+        """Its own deadlines have not held."""
+        reason = f"its stop has outlasted its bound of {self.plan.stop_bound_s:g} s"
+        log.error("worker_killed", worker=self.name, reason=reason)
+        process.kill()
+
+    async def _rest(self) -> None:
+        self._asked.stop, self._asked.now = None, False
+        if self._asked.again and not self._asked.leave:
+            self.rested.clear()
+            self._enter(Event.RETRY)
+        else:
+            self.settled.set()
+            self.rested.set()
+            await self._news()
+
+    def _enter(
+        self,
+        event: Event,
+        cause: str | None = None,
+        *,
+        pid: int | None = None,
+        code: int | None = None,
+        delay_s: float | None = None,
+    ) -> None:
+        row = row_for(self.stage, event)
+        assert row is not None, f"{event} from {self.stage}"
+        now = self._around.clock.now()
+        if pid is None and self.process is not None:
+            pid = self.process.pid
+        record = StageRecord(now, self.name, event, self.stage, row.dest, cause, pid, code, delay_s)
+        self.stage, self.since = row.dest, now
+        self.since_s = asyncio.get_running_loop().time()
+        self.reason = cause if row.dest is not Stage.SERVING else None
+        self._around.journal.add(FleetKind.WORKER, record)
+        fields = {k: v for k, v in record.told().items() if v is not None}
+        tell = log.error if row.dest is Stage.GIVEN_UP else log.info
+        tell("worker", **fields)
+        if row.dest is Stage.SERVING:
+            self.settled.set()
+        self._around.changed()

@@ -1,0 +1,136 @@
+"""What may stand in configs.yaml: iChat's `server_settings` and `managed_workers`, and our `fleet`.
+
+A worker's keys that are not listed here are arguments of vLLM (see argv).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ichat_lifecycle.config import Seconds
+
+PORT_MAX = 65_535
+CONTROL_OFFSET = 10_000
+DEFAULT_GATEWAY_PORT = 4000
+
+
+def _number(value: Any) -> Any:
+    """A number that stands in quotes, as a variable has to in `{…}`."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _text(value: Any) -> Any:
+    """A number, as variables of the environment are often written."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+Port = Annotated[int, Field(ge=1, le=PORT_MAX, strict=True), BeforeValidator(_number)]
+AnyPort = Annotated[int, Field(ge=0, le=PORT_MAX, strict=True), BeforeValidator(_number)]
+Text = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[^\x00]*$")]
+Variables = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Text]
+
+
+class _Strict(BaseModel):
+    """Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ServerSettings(BaseModel):
+    """iChat's Gateway. It has keys of its own that are nobody's business here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    host: str = Field("0.0.0.0", description="where the Gateway listens")
+    port: Port = Field(DEFAULT_GATEWAY_PORT, description="where the Gateway listens")
+    log_level: str = Field("info", description="the Gateway's, and its workers'")
+    heartbeat_timeout: Seconds = Field(
+        30, gt=0, description="after which the Gateway takes a silent worker for dead"
+    )
+    gateway_address: str | None = Field(
+        None, description="of a Gateway that runs: every worker registers there"
+    )
+
+
+class CrashLoop(_Strict):
+    """When a worker that ends again and again is given up."""
+
+    backoff: Seconds = Field(1, gt=0, description="before the second start; then it doubles")
+    backoff_max: Seconds = Field(60, gt=0, description="what it doubles up to")
+    max: int = Field(
+        5, ge=1, le=1000, description="ends within the window after which it is given up"
+    )
+    window: Seconds = Field(600, gt=0, description="in which ends count")
+
+
+class FleetSettings(_Strict):
+    """The supervisor."""
+
+    host: str = Field("127.0.0.1", description="where it listens")
+    port: AnyPort | None = Field(
+        None, description="default: the Gateway's port + 10000; 0: any free one"
+    )
+    uds: str | None = Field(None, description="a Unix socket instead of host and port")
+    token: Text | None = Field(None, description="what changes something has to show it")
+    max_parallel_starts: int = Field(2, ge=1, description="workers that load at the same time")
+    watchdog: Seconds = Field(
+        60, ge=0, description="a worker that tells nothing for so long is killed; 0: none is"
+    )
+    restart: CrashLoop = CrashLoop()
+
+
+class WorkerConfig(BaseModel):
+    """One worker."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="what it is called in the fleet; default: model_name",
+    )
+    model_name: str = Field(min_length=1, description="what requests call the model")
+    model_path: str = Field(min_length=1, description="a local directory, or ORG/NAME of a hub")
+    backend: Literal["vllm"] = Field("vllm", description="the only one there is")
+    host: str = Field("127.0.0.1", description="where its main port listens")
+    port: Port = Field(description="its main port")
+    control_host: str = Field("127.0.0.1", description="where its control plane listens")
+    control_port: AnyPort | None = Field(None, description="default: port + 10000; 0: any free one")
+    gpu_ids: list[int] | None = Field(None, description="the GPUs it sees; default: all")
+    share_gpus: bool = Field(False, description="it may share them whatever the memory adds up to")
+    tokenizer_path: str | None = Field(None, description="default: the model's own")
+    context_length: int | None = Field(None, ge=1, description="tokens; vLLM's --max-model-len")
+    gateway_address: str | None = Field(None, description="default: that of server_settings")
+    worker_id: str | None = Field(None, description="default: the host's name and its own")
+    heartbeat_interval: Seconds = Field(10, gt=0, description="between two heartbeats")
+    lifecycle: dict[str, Any] = Field({}, description="deadlines and budgets of this worker")
+    env: Variables = Field({}, description="its environment, besides the supervisor's")
+    replace: Literal["after", "before"] = Field(
+        "after",
+        description="on a change: start the new one after the old one has ended, or have it READY "
+        "before that (both need room at the same time)",
+    )
+
+    @property
+    def shown_name(self) -> str:
+        """What it is called in the fleet: a part of paths."""
+        plain = re.sub(r"[^\w.-]+", "-", self.model_name).lstrip("-.")
+        return self.name or plain or "model"
+
+    @property
+    def vllm(self) -> Mapping[str, Any]:
+        """The keys that are vLLM's."""
+        return self.model_extra or {}
+
+    @property
+    def effective_control_port(self) -> int:
+        """0 where any free one will do."""
+        if self.control_port is not None:
+            return self.control_port
+        wanted = self.port + CONTROL_OFFSET
+        return wanted if wanted <= PORT_MAX else 0

@@ -1,0 +1,226 @@
+"""Plans out of a file: how each worker is run, or all that keeps it from being run."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
+from ichat_lifecycle.config import Settings
+from ichat_lifecycle.errors import ArgumentsError
+from ichat_lifecycle.fleet.checks import complain
+from ichat_lifecycle.fleet.document import Document, Problem
+from ichat_lifecycle.fleet.engine_argv import UNKNOWN
+from ichat_lifecycle.fleet.engine_words import Answer, Asker, NoEngineError, Question, ask_vllm
+from ichat_lifecycle.fleet.gateway import RunningGateway
+from ichat_lifecycle.fleet.load import Fleet, Planned, load, wrong
+from ichat_lifecycle.fleet.models import WorkerConfig
+from ichat_lifecycle.fleet.ports import KILL_MARGIN_S, Listener, Plan
+from ichat_lifecycle.redact import is_secret
+
+# What a Gateway's log level is to a worker; anything else is `info`.
+_LEVELS = {
+    "trace": "debug",
+    "debug": "debug",
+    "warn": "warning",
+    "warning": "warning",
+    "error": "error",
+    "critical": "error",
+    "fatal": "error",
+}
+_API_KEY, API_KEY_VARIABLE = "api_key", "VLLM_API_KEY"
+_FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
+
+
+class BadFileError(ArgumentsError):
+    """The file is wrong. `problems` are all that was found."""
+
+    def __init__(self, path: Path, problems: list[Problem]) -> None:
+        what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{path}: {what}", code="bad_file")
+        self.told = [problem.told(path) for problem in problems]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a file comes to.
+
+    Attributes:
+        plans: in the order of the file.
+        doubts: what could not be known on this machine.
+    """
+
+    content: Fleet
+    plans: tuple[Plan, ...]
+    doubts: tuple[Problem, ...] = ()
+
+
+def read_plans(
+    path: Path,
+    environment: Mapping[str, str],
+    ask: Asker = ask_vllm,
+    *,
+    here: bool = True,
+    gateway: RunningGateway | None = None,
+) -> Reading:
+    """Reads a file and makes plans of it.
+
+    Args:
+        here: the workers are to run on this machine: their models have to be there.
+        gateway: looks for a Gateway that runs where none is named; default: nobody looks.
+
+    Raises:
+        InputMissingError: the file cannot be read.
+        BadFileError: it is wrong.
+        NoEngineError: there is no vLLM to ask for its arguments, and nothing else is wrong.
+    """
+    content, document = load(path, environment)
+    if content is None:
+        raise BadFileError(path, document.problems)
+    if gateway is not None:
+        content = _registered(content, gateway)
+    complain(content, document, here=here)
+    try:
+        answers = ask([_question(worker) for worker in content.workers])
+    except NoEngineError:
+        if not wrong(document):
+            raise
+        answers = ()
+    pairs = list(zip(content.workers, answers, strict=False))
+    document.problems += [
+        p for worker, answer in pairs for p in _problems(worker, answer, document)
+    ]
+    document.problems.sort(key=lambda problem: problem.place)
+    if wrong(document):
+        raise BadFileError(path, document.problems)
+    plans = tuple(_plan(worker, answer, content) for worker, answer in pairs)
+    return Reading(content, plans, tuple(document.problems))
+
+
+def _registered(content: Fleet, gateway: RunningGateway) -> Fleet:
+    address = gateway.address(content.server)
+    server = content.server.model_copy(update={"gateway_address": address})
+    return replace(content, server=server)
+
+
+def _question(worker: Planned) -> Question:
+    engine = tuple(_engine_argv(worker.config))
+    keys = {
+        k: v for k, v in worker.config.vllm.items() if k != _API_KEY or _api_key(worker) is None
+    }
+    return Question(engine, keys, tuple(WorkerConfig.model_fields))
+
+
+def _api_key(worker: Planned) -> str | None:
+    """The only one, if there is only one: vLLM takes that from its environment, too."""
+    found = worker.config.vllm.get(_API_KEY)
+    one = found[0] if isinstance(found, list) and len(found) == 1 else found
+    return str(one) if isinstance(one, str | int) and not isinstance(one, bool) else None
+
+
+def _environment(worker: Planned) -> Mapping[str, str]:
+    """An argument can be read by everybody on the machine, a variable cannot."""
+    key = _api_key(worker)
+    return worker.config.env if key is None else {**worker.config.env, API_KEY_VARIABLE: key}
+
+
+def _problems(worker: Planned, answer: Answer, document: Document) -> Iterator[Problem]:
+    name = worker.config.shown_name
+    for one in answer.wrong:
+        key = one.key or _key_in(one.message, worker)
+        what = f"{name}: {key}: {one.message}" if one.key else f"{name}: {one.message}"
+        if one.message != UNKNOWN and (document.is_secret(worker.at(key)) or is_secret(key)):
+            what = f"{name}: {key}: vLLM's parser does not take its value"  # it says which
+        yield Problem(document.place(worker.at(key)), what, one.hint)
+
+
+def _key_in(message: str, worker: Planned) -> str:
+    """The key whose flag a message is about; the worker's first one where none is."""
+    for flag in _FLAG.findall(message):
+        key = flag.replace("-", "_")
+        for known in (key, key.removeprefix("no_")):
+            if known in worker.keys:
+                return str(known)
+    return next(iter(worker.keys), "model_name")
+
+
+def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
+    config = worker.config
+    argv = (*_engine_argv(config), *_our_argv(worker, fleet), *answer.words)
+    certificate, key = config.vllm.get("ssl_certfile"), config.vllm.get("ssl_keyfile")
+    return Plan(
+        name=config.shown_name,
+        model=config.model_name,
+        host=config.host,
+        port=config.port,
+        uds=config.vllm.get("uds"),
+        control=Listener(config.control_host, config.effective_control_port),
+        argv=argv,
+        env=_environment(worker),
+        stop_bound_s=_longest_stop_s(worker),
+        replace=config.replace,
+        gpu_ids=tuple(config.gpu_ids) if config.gpu_ids is not None else None,
+        certificate=(certificate, key) if certificate else None,
+    )
+
+
+def _engine_argv(config: WorkerConfig) -> Iterator[str]:
+    """What iChat's own keys are to `serve`."""
+    yield from ("--model-path", config.model_path)
+    if "served_model_name" not in config.vllm:
+        yield from ("--served-model-name", config.model_name)
+    if "uds" not in config.vllm:
+        yield from ("--host", config.host, "--port", str(config.port))
+    if config.gpu_ids is not None:
+        yield from ("--gpu-ids", json.dumps(config.gpu_ids, separators=(",", ":")))
+    if config.tokenizer_path is not None:
+        yield from ("--tokenizer-path", config.tokenizer_path)
+    if config.context_length is not None:
+        yield from ("--context-length", str(config.context_length))
+
+
+def _our_argv(worker: Planned, fleet: Fleet) -> Iterator[str]:
+    """The flags of `serve` that are ours."""
+    config = worker.config
+    yield from ("--control-host", config.control_host)
+    yield from ("--control-port", str(config.effective_control_port))
+    yield from ("--grace-period", f"{_killed_after_s(worker):g}")  # then we kill it
+    yield from ("--lifecycle-log-format", "json")
+    yield from ("--lifecycle-log-level", _LEVELS.get(fleet.server.log_level.lower(), "info"))
+    gateway = config.gateway_address or fleet.server.gateway_address
+    if gateway is not None:
+        yield from ("--gateway-address", gateway)
+        yield from ("--heartbeat-interval", str(config.heartbeat_interval))
+        # Without a pid: a worker that is started again is the same to the Gateway.
+        worker_id = config.worker_id or f"{socket.gethostname()}-{config.shown_name}"
+        yield from ("--worker-id", worker_id)
+    for name, value in _changed(worker.settings):
+        yield from ("--set", f"{name}={_as_yaml(value)}")
+
+
+def _longest_stop_s(worker: Planned) -> float:
+    """With its last resort."""
+    return worker.settings.stop_bound + MARGIN_S + TELLING_S
+
+
+def _killed_after_s(worker: Planned) -> float:
+    return _longest_stop_s(worker) + KILL_MARGIN_S
+
+
+def _changed(settings: Settings) -> Iterator[tuple[str, Any]]:
+    defaults = Settings().model_dump()
+    for section, values in settings.model_dump().items():
+        for key, value in values.items():
+            if value != defaults[section][key]:
+                yield f"{section}.{key}", value
+
+
+def _as_yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()

@@ -1,0 +1,411 @@
+"""What a supervisor has to do with the world: processes, what they tell and print, sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import io
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
+from ichat_lifecycle.adapters.line_writer import LineWriter
+from ichat_lifecycle.adapters.notify_socket import NotifySocket
+from ichat_lifecycle.adapters.output_tail import KEPT, OutputTail
+from ichat_lifecycle.adapters.worker_process import WorkerProcess
+from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
+from ichat_lifecycle.fleet.engine_words import NoEngineError, Question, ask_vllm
+from ichat_lifecycle.fleet.gateway import RunningGateway
+from ichat_lifecycle.fleet.models import ServerSettings
+from ichat_lifecycle.fleet.slots import Slots
+from ichat_lifecycle.ports import Address
+
+DEADLINE_S = 60
+LOOPBACK = "127.0.0.1"
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await scenario
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# --- processes
+
+
+class Started:
+    """A program in Python, as a worker is started, and what came of it."""
+
+    def __init__(self, program: str) -> None:
+        self.lines: list[str] = []
+        self.codes: list[int] = []
+        with socket.create_server((LOOPBACK, 0)) as sock:
+            self.process = WorkerProcess(
+                [sys.executable, "-c", program, str(sock.fileno())],
+                os.environ,
+                sock.fileno(),
+                self.lines.append,
+                self.codes.append,
+            )
+
+
+def test_a_processs_lines_come_before_its_end() -> None:
+    async def scenario() -> None:
+        before = open_files()
+        started = Started("print('one'); print('two', end=''); raise SystemExit(75)")
+        assert await started.process.wait() == 75
+        assert (started.lines, started.codes) == (["one", "two"], [75])
+        assert open_files() == before
+
+    run(scenario())
+
+
+def test_the_last_words_of_a_process_that_fails_are_its_error() -> None:
+    async def scenario() -> None:
+        program = (
+            "import sys; print('ichat-lifecycle: error: no model; hint: get one'); sys.exit(66)"
+        )
+        started = Started(program)
+        assert await started.process.wait() == 66
+        assert started.process.last_words == "no model; hint: get one"
+
+    run(scenario())
+
+
+def test_all_of_much_output_comes() -> None:
+    async def scenario() -> None:
+        started = Started("for n in range(200000): print(n)")
+        await started.process.wait()
+        assert started.lines == [str(n) for n in range(200_000)]
+
+    run(scenario())
+
+
+def test_a_child_that_keeps_the_output_open_holds_nothing_up() -> None:
+    async def scenario() -> None:
+        program = (
+            "import subprocess, sys\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+            "print(child.pid, flush=True)"
+        )
+        started = Started(program)
+        assert await started.process.wait() == 0
+        os.kill(int(started.lines[0]), signal.SIGKILL)
+
+    run(scenario())
+
+
+def test_it_gets_the_socket_and_nothing_else_of_ours() -> None:
+    async def scenario() -> None:
+        program = (
+            "import os, socket, sys\n"
+            "sock = socket.socket(fileno=int(sys.argv[1]))\n"
+            "print(sock.getsockopt(1, 30))\n"  # SO_ACCEPTCONN
+            # Three streams, the socket, and the directory that is being listed.
+            "print(len(os.listdir('/proc/self/fd')), os.getpgid(0) == os.getpid())"
+        )
+        started = Started(program)
+        await started.process.wait()
+        assert started.lines == ["1", "5 True"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("ask", "code"), [("terminate", -signal.SIGTERM), ("kill", -signal.SIGKILL)]
+)
+def test_a_process_is_ended_and_asking_again_is_safe(ask: str, code: int) -> None:
+    async def scenario() -> None:
+        started = Started("print('up', flush=True); import time; time.sleep(600)")
+        while not started.lines:
+            await asyncio.sleep(0.01)
+        getattr(started.process, ask)()
+        assert await started.process.wait() == code
+        for again in (started.process.terminate, started.process.hurry, started.process.kill):
+            again()
+
+    run(scenario())
+
+
+# --- what workers tell
+
+
+def tell(address: str, text: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(text.encode(), address.replace("@", "\0", 1))
+
+
+def test_only_the_processes_of_workers_are_heard() -> None:
+    async def scenario() -> None:
+        notify = NotifySocket()
+        heard: list[Mapping[str, Any] | None] = []
+        message = f"STATUS=x\nX_ICHAT_LIFECYCLE={json.dumps({'state': 'READY'})}"
+        tell(notify.address, message)
+        await asyncio.sleep(0)
+        notify.hear(os.getpid(), heard.append)
+        program = (
+            "import socket, sys\n"
+            "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+            "sock.sendto(sys.argv[2].encode(), sys.argv[1].replace('@', '\\0', 1))"
+        )
+        command = [sys.executable, "-c", program, notify.address, message]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+        tell(notify.address, message)
+        while not heard:
+            await asyncio.sleep(0.01)
+        assert heard == [{"state": "READY"}], "the other process is none of ours"
+        notify.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["", "READY=1", "X_ICHAT_LIFECYCLE=", "X_ICHAT_LIFECYCLE={", "X_ICHAT_LIFECYCLE=[1]", "\xff"],
+)
+def test_what_is_no_news_is_a_sign_of_life(message: str) -> None:
+    async def scenario() -> None:
+        notify = NotifySocket()
+        heard: list[Mapping[str, Any] | None] = []
+        notify.hear(os.getpid(), heard.append)
+        tell(notify.address, message)
+        tell(notify.address, 'X_ICHAT_LIFECYCLE={"state": "BOUND"}')
+        notify.forget(os.getpid())  # after what was told before
+        tell(notify.address, 'X_ICHAT_LIFECYCLE={"state": "READY"}')
+        await asyncio.sleep(0.01)
+        assert heard == [None, {"state": "BOUND"}]
+        notify.close()
+
+    run(scenario())
+
+
+# --- sockets
+
+
+def test_a_held_socket_answers_exactly_while_nobody_serves() -> None:
+    async def scenario() -> None:
+        before = open_files()
+        with socket.create_server((LOOPBACK, 0)) as probe:
+            port = probe.getsockname()[1]
+        held = HeldSocket(Address(LOOPBACK, port), lambda: Absence("gone for now", "starting", 7))
+        async with httpx.AsyncClient(timeout=DEADLINE_S) as client:
+            answer = await client.post(f"http://{LOOPBACK}:{port}/v1/x", content=b"x" * 100_000)
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "7")
+            assert answer.json()["error"] == {
+                "message": "gone for now",
+                "type": "service_unavailable",
+                "param": None,
+                "code": 503,
+                "state": "starting",
+            }
+        me = object()
+        held.served_by(me)
+        held.served_by(me)
+        await asyncio.sleep(0.2)
+        waiting = socket.create_connection((LOOPBACK, port))
+        waiting.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        waiting.setblocking(False)
+        await asyncio.sleep(0.2)
+        with pytest.raises(BlockingIOError):
+            waiting.recv(1)
+        held.left_by(me)
+        held.left_by(me)
+        loop = asyncio.get_running_loop()
+        assert (await loop.sock_recv(waiting, 100)).startswith(b"HTTP/1.1 503 ")
+        waiting.close()
+        await held.close()
+        assert open_files() == before
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((LOOPBACK, port)).close()
+
+    run(scenario())
+
+
+def test_a_held_unix_socket_goes_with_its_file(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "a.sock"
+        held = HeldSocket(Address(uds=str(path)), lambda: Absence("", "", 1))
+        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        async with httpx.AsyncClient(transport=transport) as client:
+            assert (await client.get("http://x/health")).status_code == 503
+        held.close_now()
+        while path.exists():
+            await asyncio.sleep(0.01)
+        await held.close()
+
+    run(scenario())
+
+
+# Of 127.0.0.1, signed by itself, with its key: for tests only, valid for a hundred years.
+CERTIFICATE = str(Path(__file__).with_name("certificate.pem"))
+
+
+def test_a_held_socket_speaks_the_tls_that_its_worker_speaks() -> None:
+    async def scenario() -> None:
+        with socket.create_server((LOOPBACK, 0)) as probe:
+            port = probe.getsockname()[1]
+        held = HeldSocket(Address(LOOPBACK, port), lambda: Absence("", "", 1))
+        trusted = ssl.create_default_context(cafile=CERTIFICATE)
+        async with httpx.AsyncClient(verify=trusted, timeout=DEADLINE_S) as client:
+            assert (await client.get(f"http://{LOOPBACK}:{port}")).status_code == 503
+            held.certify((CERTIFICATE, CERTIFICATE))
+            assert (await client.get(f"https://{LOOPBACK}:{port}")).status_code == 503
+            held.certify(None)
+            assert (await client.get(f"http://{LOOPBACK}:{port}")).status_code == 503
+            for _ in range(2):  # what was refused once is refused again
+                with pytest.raises(ArgumentsError, match="no TLS with these"):
+                    held.certify(("none.pem", CERTIFICATE))
+            assert (await client.get(f"http://{LOOPBACK}:{port}")).status_code == 503
+            held.certify((CERTIFICATE, None))
+            assert (await client.get(f"https://{LOOPBACK}:{port}")).status_code == 503
+        await held.close()
+
+    run(scenario())
+
+
+def test_an_address_that_is_taken_is_an_error_at_once() -> None:
+    async def scenario() -> None:
+        with socket.create_server((LOOPBACK, 0)) as taken, pytest.raises(AddressError):
+            HeldSocket(Address(*taken.getsockname()), lambda: Absence("", "", 1))
+
+    run(scenario())
+
+
+# --- what workers print
+
+
+def test_the_newest_lines_are_kept_and_followed() -> None:
+    async def scenario() -> None:
+        tail = OutputTail()
+        for n in range(KEPT + 5):
+            tail.add("a", str(n))
+        assert tail.last("a", 2) == [str(KEPT + 3), str(KEPT + 4)]
+        assert (len(tail.last("a", 10**6)), tail.last("a", 0), tail.last("b", 5)) == (KEPT, [], [])
+        seen: list[str] = []
+
+        async def follow() -> None:
+            async for line in tail.follow("a", 1):
+                seen.append(line)  # as they come
+
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0)
+        tail.add("b", "another's")
+        tail.add("a", "next")
+        await asyncio.sleep(0)
+        tail.add("a", "last")
+        tail.close()
+        await following
+        assert seen == [str(KEPT + 4), "next", "last"]
+
+    run(scenario())
+
+
+# --- a Gateway that runs
+
+
+def test_a_gateway_is_the_one_that_is_named_else_the_one_that_runs() -> None:
+    with socket.create_server((LOOPBACK, 0)) as gateway:
+        port = gateway.getsockname()[1]
+        finder = RunningGateway()
+        named = ServerSettings(gateway_address="g:1", port=port)
+        assert finder.address(named) == "g:1"
+        running = ServerSettings(host="0.0.0.0", port=port)
+        assert finder.address(running) == f"{LOOPBACK}:{port}"
+    assert finder.address(running) == f"{LOOPBACK}:{port}", "what has been found stays"
+    assert RunningGateway().address(running) is None
+    assert RunningGateway().address(ServerSettings()) is None, "nobody has said where"
+
+
+# --- who may start
+
+
+def test_slots_are_given_in_the_order_of_asking() -> None:
+    went: list[str] = []
+    goes = {name: lambda name=name: went.append(name) for name in "abcd"}
+    slots = Slots(1)
+    for go in goes.values():
+        slots.ask(go)
+    assert went == ["a"]
+    slots.leave(goes["b"])  # it does not want to any more
+    slots.leave(goes["a"])
+    slots.leave(goes["a"])
+    assert went == ["a", "c"]
+    slots.resize(2)
+    assert went == ["a", "c", "d"]
+
+
+# --- vLLM's parser in a process of its own
+
+
+def question() -> Question:
+    return Question(("--model-path", "m"), {"seed": 1}, ("port",))
+
+
+def answering(text: str) -> list[str]:
+    program = f"import sys; sys.stdin.read(); print({text!r})"
+    return [sys.executable, "-c", program]
+
+
+def test_what_the_parser_says_comes_back() -> None:
+    wrong = {"key": "seed", "message": "no", "hint": None}
+    text = json.dumps({"workers": [{"words": ["--seed", "1"], "wrong": [wrong]}]})
+    (answer,) = ask_vllm([question()], answering(text))
+    assert answer.words == ("--seed", "1")
+    assert (answer.wrong[0].key, answer.wrong[0].message) == ("seed", "no")
+
+
+def test_a_parser_that_is_not_there_or_fails_says_so() -> None:
+    with pytest.raises(NoEngineError, match="vLLM is not installed"):
+        ask_vllm([question()], answering(json.dumps({"error": "vLLM is not installed"})))
+    failing = [sys.executable, "-c", "raise SystemExit('it broke')"]
+    with pytest.raises(LifecycleError, match="parser has failed") as caught:
+        ask_vllm([question()], failing)
+    assert caught.value.root_cause == "it broke"
+
+
+def test_lines_wait_for_a_reader_without_holding_anybody_up() -> None:
+    ours, theirs = os.pipe()
+    dropped: list[int] = []
+    with os.fdopen(theirs, "w") as stream, os.fdopen(ours) as reader:
+        writer = LineWriter(stream, dropped.append, limit=3)
+        writer.write(f"first {'x' * 100_000}\n")  # a pipe takes 64 KiB
+        for number in range(100):
+            writer.write(f"{number}\n")
+        assert not writer.close(within_s=0.05)
+        assert dropped == []
+        assert [reader.readline().split()[0] for _ in range(3)] == ["first", "0", "1"]
+        while not dropped:
+            writer.write("late\n")
+        assert dropped[0] >= 96
+        finished = threading.Thread(target=lambda: collections.deque(reader, maxlen=0))
+        finished.start()
+        assert writer.close(within_s=DEADLINE_S)
+        stream.close()
+        finished.join()
+
+
+def test_a_stream_that_is_closed_ends_no_writer() -> None:
+    stream = io.StringIO()
+    stream.close()
+    writer = LineWriter(stream, lambda count: None)
+    writer.write("a\n")
+    assert writer.close()

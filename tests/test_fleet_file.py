@@ -1,0 +1,567 @@
+"""configs.yaml: what it comes to, and what a person is told of a bad one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from ichat_lifecycle.cli import build_parser
+from ichat_lifecycle.errors import InputMissingError
+from ichat_lifecycle.fleet.engine_argv import WrongKey
+from ichat_lifecycle.fleet.engine_words import Answer, NoEngineError, Question
+from ichat_lifecycle.fleet.plans import BadFileError, Reading, read_plans
+from ichat_lifecycle.fleet.ports import Plan
+from ichat_lifecycle.fleet.schema import file_schema
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+EXAMPLES = sorted(
+    path.name for path in CONFIGS.glob("*.yaml") if "managed_workers" in path.read_text()
+)
+
+
+def ask(questions: Sequence[Question]) -> list[Answer]:
+    """Stands for vLLM's parser: knows no key that begins with x, and takes all others."""
+    return [_answer(question.keys) for question in questions]
+
+
+def _answer(keys: Mapping[str, Any]) -> Answer:
+    wrong = [WrongKey(key, "unknown key", "did you mean y?") for key in keys if key[0] == "x"]
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in keys.items()]
+    return Answer(tuple(words), tuple(wrong))
+
+
+@pytest.fixture(autouse=True)
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one at ./m."""
+    monkeypatch.chdir(tmp_path)
+    Path("m").mkdir()
+    Path("m/config.json").write_text("{}")
+
+
+def reading(text: str, environment: Mapping[str, str] | None = None) -> Reading:
+    path = Path("configs.yaml")
+    path.write_text(text, encoding="utf-8")
+    return read_plans(path, environment or {}, ask)
+
+
+def planned(worker: str, more: str = "") -> Plan:
+    text = f"managed_workers:\n  - {{model_name: a, model_path: ./m, port: 8001{worker}}}\n{more}"
+    return reading(text).plans[0]
+
+
+def told(text: str, environment: Mapping[str, str] | None = None) -> list[str]:
+    """What is wrong, without the path of the file."""
+    with pytest.raises(BadFileError) as caught:
+        reading(text, environment)
+    return [line.removeprefix("configs.yaml:") for line in caught.value.told]
+
+
+# --- good ones
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_pass_unchanged(name: str) -> None:
+    """Their models are on other machines: that is said, and no more."""
+    found = read_plans(CONFIGS / name, {}, ask, here=False)
+    assert found.plans
+    assert all("no such file" in doubt.message for doubt in found.doubts)
+
+
+def test_ichats_own_example_passes_unchanged() -> None:
+    text = """\
+server_settings: {host: 0.0.0.0, port: 4000, log_level: info, heartbeat_timeout: 30}
+managed_workers:
+  - model_name: qwen-7b-chat
+    model_path: /models/qwen-7b-chat
+    backend: vllm
+    gpu_ids: [0]
+    port: 8001
+    heartbeat_interval: 10
+    tensor_parallel_size: 1        # every key that is not the framework's is a vLLM argument
+    gpu_memory_utilization: 0.9
+"""
+    path = Path("configs.yaml")
+    path.write_text(text)
+    (plan,) = read_plans(path, {}, ask, here=False).plans
+    assert (plan.name, plan.address, plan.gpu_ids) == ("qwen-7b-chat", "127.0.0.1:8001", (0,))
+    assert plan.argv == (
+        *("--model-path", "/models/qwen-7b-chat", "--served-model-name", "qwen-7b-chat"),
+        *("--host", "127.0.0.1", "--port", "8001", "--gpu-ids", "[0]"),
+        *("--control-host", "127.0.0.1", "--control-port", "18001", "--grace-period", "34.5"),
+        *("--lifecycle-log-format", "json", "--lifecycle-log-level", "info"),
+        *("--tensor-parallel-size=1", "--gpu-memory-utilization=0.9"),
+    )
+
+
+def test_a_key_of_ours_is_a_flag_of_ours() -> None:
+    plan = planned(
+        ", name: n, host: 0.0.0.0, control_host: 0.0.0.0, control_port: 0, tokenizer_path: ./m, "
+        "context_length: 99, gateway_address: 'g:1', worker_id: w, heartbeat_interval: 3",
+    )
+    flags = dict(zip(plan.argv[::2], plan.argv[1::2], strict=True))
+    assert flags == {
+        "--model-path": "./m",
+        "--served-model-name": "a",
+        "--host": "0.0.0.0",
+        "--port": "8001",
+        "--tokenizer-path": "./m",
+        "--context-length": "99",
+        "--control-host": "0.0.0.0",
+        "--control-port": "0",
+        "--grace-period": "34.5",
+        "--lifecycle-log-format": "json",
+        "--lifecycle-log-level": "info",
+        "--gateway-address": "g:1",
+        "--heartbeat-interval": "3.0",
+        "--worker-id": "w",
+    }
+    assert (plan.name, plan.model) == ("n", "a")
+
+
+def test_a_worker_is_the_same_to_the_gateway_whatever_its_process() -> None:
+    plan = planned(", gateway_address: 'g:1'")
+    worker_id = plan.argv[plan.argv.index("--worker-id") + 1]
+    assert worker_id == f"{socket.gethostname()}-a"
+
+
+def test_a_workers_lifecycle_wins_over_everybodys_key_by_key() -> None:
+    plan = planned(
+        ", lifecycle: {stop: {drain: 60}, health: {interval: 2}}",
+        "lifecycle: {stop: {drain: 30, cut: 2}, restart: {max: 0}}",
+    )
+    words = [word for flag, word in zip(plan.argv, plan.argv[1:], strict=False) if flag == "--set"]
+    assert sorted(words) == [
+        "health.interval=2.0",
+        "restart.max=0",
+        "stop.cut=2.0",
+        "stop.drain=60.0",
+    ]
+    assert plan.stop_bound_s == pytest.approx(26.5 - 12 + 60 + 1 + 3)
+
+
+def test_a_default_holds_until_a_worker_says_otherwise() -> None:
+    text = """\
+defaults: {model_path: ./m, host: 0.0.0.0, dtype: half, env: {A: '1'}}
+managed_workers:
+  - {model_name: a, port: 1}
+  - {model_name: b, port: 2, host: 127.0.0.1, dtype: null, env: {B: '2'}}
+"""
+    a, b = reading(text).plans
+    assert (a.host, b.host) == ("0.0.0.0", "127.0.0.1")
+    assert ("--dtype=half" in a.argv, "--dtype=half" in b.argv) == (True, False)
+    assert (a.env, b.env) == ({"A": "1"}, {"B": "2"})
+
+
+def test_variables_are_what_the_environment_says() -> None:
+    text = """\
+managed_workers:
+  - model_name: a
+    model_path: ${WHERE}/m
+    port: ${PORT:-8001}
+    seed: ${SEED}
+    price: $$5
+    word: "${SEED}"
+"""
+    environment = {"WHERE": ".", "SEED": "7"}
+    (plan,) = reading(text, environment).plans
+    assert plan.port == 8001
+    assert {"--seed=7", "--price=$5", "--word=7"} <= set(plan.argv)
+
+
+@pytest.mark.parametrize(
+    ("said", "level"),
+    [("INFO", "info"), ("WARN", "warning"), ("critical", "error"), ("odd", "info")],
+)
+def test_the_gateways_log_level_is_the_workers(said: str, level: str) -> None:
+    plan = planned("", f"server_settings: {{log_level: {said}}}")
+    assert plan.argv[plan.argv.index("--lifecycle-log-level") + 1] == level
+
+
+def test_a_unix_socket_is_an_address() -> None:
+    plan = planned(", uds: /run/a.sock")
+    assert plan.address == "unix:/run/a.sock"
+    assert "--host" not in plan.argv
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        "{gpu_ids: [0], gpu_memory_utilization: 0.5}, {gpu_ids: [0], gpu_memory_utilization: 0.5}",
+        "{gpu_ids: [0], share_gpus: true}, {gpu_ids: [0], share_gpus: true}",
+        "{gpu_ids: [0]}, {gpu_ids: [1]}",
+        "{}, {}",
+    ],
+)
+def test_gpus_may_be_shared_where_their_memory_suffices(workers: str) -> None:
+    first, second = workers.split("}, {")
+    text = (
+        "defaults: {model_path: ./m}\nmanaged_workers:\n"
+        f"  - {first}{',' if ':' in first else ''} model_name: a, port: 1}}\n"
+        f"  - {{model_name: b, port: 2{',' if ':' in second else ''} {second}\n"
+    )
+    assert len(reading(text).plans) == 2
+
+
+# --- bad ones
+
+WORKER = "model_name: a, model_path: ./m"
+# The file, and what a person should be told of it, with line and column.
+BAD = {
+    "": ["1:1: there is nothing in it (server_settings:, managed_workers:)"],
+    "- a": ["1:1: expected sections (server_settings:, managed_workers:)"],
+    "a: [1": ["1:6: not YAML: expected ',' or ']', but got '<stream end>'"],
+    "managed_workers:\n\t- a": ["2:1: not YAML: found character '\\t' that cannot start any token"],
+    "manged_workers: []": [
+        "1:1: manged_workers: no such section (did you mean managed_workers?)",
+        "1:1: managed_workers: expected a list of at least one worker",
+    ],
+    "managed_workers: []": ["1:1: managed_workers: expected a list of at least one worker"],
+    "managed_workers: {a: 1}": ["1:1: managed_workers: expected a list of at least one worker"],
+    "managed_workers: [a]": ["1:19: a worker: expected keys and values, such as model_name: NAME"],
+    "managed_workers:\n- {model_name: a}": [
+        "2:3: a: model_path is missing",
+        "2:3: a: port is missing",
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: high}}": [
+        "2:36: a: port: input should be a valid integer (it is 'high')"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 70000}}": [
+        "2:36: a: port: input should be less than or equal to 65535 (it is 70000)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: true}}": [
+        "2:36: a: port: input should be a valid integer (it is True)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, backend: tgi}}": [
+        "2:45: a: backend: input should be 'vllm' (it is 'tgi')"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, xyz: 2}}": [
+        "2:45: a: xyz: unknown key (did you mean y?)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, gpu_ids: 0}}": [
+        "2:45: a: gpu_ids: input should be a valid list (it is 0)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, gpu_ids: [a]}}": [
+        "2:55: a: gpu_ids.0: input should be a valid integer, unable to parse string as an "
+        "integer (it is 'a')"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, port: 2}}": [
+        "2:45: port stands here twice (first in line 2)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, lifecycle: {{stop: {{drian: 1}}}}}}": [
+        "2:64: a: lifecycle: stop.drian: unknown key (did you mean drain?)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1}}\nlifecycle: {{stop: {{drain: -1}}}}": [
+        "3:20: lifecycle: stop.drain: input should be greater than or equal to 0 (it is -1)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, env: {{A: true}}}}": [
+        "2:51: a: env.A: input should be a valid string"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, replace: never}}": [
+        "2:45: a: replace: input should be 'after' or 'before' (it is 'never')"
+    ],
+    "managed_workers:\n- {model_name: a, port: 1, model_path: ./no-such-model}": [
+        "2:28: a: model_path ./no-such-model: no such file or directory (check the path; a model "
+        "of a hub is written ORG/NAME)"
+    ],
+    "managed_workers:\n- {model_name: a, port: 1, model_path: ./empty}": [
+        "2:28: a: model_path ./empty: no readable config.json in it (give the directory that holds "
+        "the model's config.json)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1}}\n- {{{WORKER}, port: 2}}": [
+        "3:4: a: two workers have this name (the worker in line 2 has it, too; give one of them "
+        "another name:)"
+    ],
+    "server_settings: {gateway_address: 'g:1'}\ndefaults: {model_path: ./m}\n"
+    "managed_workers:\n- {name: x, model_name: a, port: 1}\n- {name: y, model_name: a, port: 2}": [
+        "5:13: y: the Gateway g:1 would refuse a second worker for the model name a (the worker in "
+        "line 4 has it, too)"
+    ],
+    "defaults: {model_path: ./m}\nmanaged_workers:\n- {model_name: a, port: 8001}\n"
+    "- {model_name: b, port: 8001}": ["4:19: b: port: 8001 is taken by a: port (see line 3)"],
+    "defaults: {model_path: ./m}\nmanaged_workers:\n- {model_name: a, port: 8001}\n"
+    "- {model_name: b, port: 8002, control_port: 8001}": [
+        "4:31: b: control_port: 8001 is taken by a: port (see line 3)"
+    ],
+    "defaults: {model_path: ./m, host: 0.0.0.0}\n"
+    "managed_workers:\n- {model_name: a, port: 14000}": [
+        "3:19: a: port: 14000 is taken by fleet: port (see line 1)"
+    ],
+    "defaults: {model_path: ./m, gpu_ids: [0]}\nmanaged_workers:\n- {model_name: a, port: 1}\n"
+    "- {model_name: b, port: 2}": [
+        "1:29: b: GPU 0 is given to a, b, which ask for 1.84 of its memory (lower "
+        "gpu_memory_utilization to 1 in all, or say share_gpus: true in each)"
+    ],
+    f"defaults: {{port: 1}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
+        "1:12: defaults: port is each worker's own"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: ${{PORT}}}}": [
+        "2:43: not YAML: expected ',' or '}', but got '{' (within {…} and […] quote it: "
+        '"${NAME}")'
+    ],
+    "managed_workers:\n- model_name: a\n  model_path: ./m\n  port: ${NO_SUCH}": [
+        "4:9: ${NO_SUCH}: there is no such environment variable (set it, or write "
+        "${NO_SUCH:-DEFAULT})",
+    ],
+    "server_settings: {port: 8001}\ndefaults: {model_path: ./m}\n"
+    "managed_workers:\n- {model_name: a, port: 8001}": [
+        "4:19: a: port: 8001 is taken by the Gateway (see line 1)"
+    ],
+    "defaults: {model_path: ./m, uds: /tmp/a}\nmanaged_workers:\n- {model_name: a, port: 1}\n"
+    "- {model_name: b, port: 2}": ["1:29: b: uds: /tmp/a is taken by a: uds (see line 1)"],
+    f"managed_workers:\n- {{{WORKER}, port: 1, env: {{A=B: x}}}}": [
+        "2:51: a: env.A=B.[key]: string should match pattern '^[A-Za-z_][A-Za-z0-9_]*$'"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, ssl_certfile: no.pem}}": [
+        "2:45: a: ssl_certfile: no.pem cannot be read"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, stop: &a [*a]}}": ["2:51: it contains itself"],
+    f"managed_workers:\n- {{{WORKER}, port: 1, uds: 5}}": ["2:45: a: uds: expected a path"],
+    f"managed_workers:\n- {{{WORKER}, port: 1, ssl_keyfile: [x]}}": [
+        "2:45: a: ssl_keyfile: expected a path"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 4000}}": [
+        "2:36: a: control_port: 14000 is taken by fleet: port (see line 1)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, x: !!bool maybe}}": [
+        "2:48: cannot be read: 'maybe'"
+    ],
+    f"managed_workers:\n- &a {{{WORKER}, port: 1, <<: *a}}": ["2:3: it contains itself"],
+    f"fleet: {{watchdog: .inf}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
+        "1:9: fleet: watchdog: input should be a finite number (it is inf)"
+    ],
+    f"fleet: {{restart: {{max: 5000}}}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
+        "1:19: fleet: restart.max: input should be less than or equal to 1000 (it is 5000)"
+    ],
+    f"fleet: {{tokn: a}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
+        "1:9: fleet: tokn: unknown key (did you mean token?)"
+    ],
+    f"fleet: {{max_parallel_starts: 0}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
+        "1:9: fleet: max_parallel_starts: input should be greater than or equal to 1 (it is 0)"
+    ],
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD.items(), ids=range(len(BAD)))
+def test_a_bad_file_is_told_as_a_person_would_want_it(text: str, expected: list[str]) -> None:
+    Path("empty").mkdir()
+    assert told(text) == expected
+
+
+def test_a_key_of_the_gateways_that_looks_like_a_slip_is_a_doubt() -> None:
+    """It may well be one of its own."""
+    text = f"server_settings: {{prot: 1}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}"
+    (doubt,) = reading(text).doubts
+    assert doubt.told(Path("f")) == (
+        "f:1:19: warning: server_settings: unknown key prot (did you mean port?)"
+    )
+
+
+def test_thirty_of_them() -> None:
+    assert len(BAD) >= 30
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    text = (
+        "lifecycle: {stop: {drain: -1}}\nmanaged_workers:\n- {model_name: a, port: x}\n"
+        "- {model_name: b, model_path: ./m, hsot: 1}\n"
+        "- {model_name: c, model_path: ./no, port: 1}\n"
+        "- {model_name: d, model_path: ./m, port: 1, xyz: 1}\n"
+    )
+    assert told(text) == [
+        "1:20: lifecycle: stop.drain: input should be greater than or equal to 0 (it is -1)",
+        "3:3: a: model_path is missing",
+        "3:19: a: port: input should be a valid integer (it is 'x')",
+        "4:3: b: port is missing",
+        "5:19: c: model_path ./no: no such file or directory (check the path; a model of a hub is "
+        "written ORG/NAME)",
+        "6:36: d: port: 1 is taken by c: port (see line 5)",
+        "6:45: d: xyz: unknown key (did you mean y?)",
+    ]
+
+
+def test_no_value_of_a_secret_is_told() -> None:
+    text = (
+        "fleet: {token: [83729472]}\n"
+        "managed_workers:\n- model_name: a\n  model_path: ./m\n  port: ${KEY}\n"
+        "  env: {HF_TOKEN: [83729472]}\n  lifecycle: {stop: {drain: '${KEY}'}}\n"
+        "- {model_name: {k: '${KEY}'}, model_path: ['${KEY}'], port: 3, xsecret: '${KEY}'}\n"
+    )
+    found = told(text, {"KEY": "x83729472"})
+    assert len(found) == 6
+    assert "83729472" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("held", "value"),
+    [
+        *(("8", 8), ("0.5", 0.5), ("true", True), ("false", False), ("text", "text")),
+        *((text, text) for text in ("1_000", "0x1f", "on", "1:30", "00123", "~", "2024-05-01")),
+    ],
+)
+def test_what_a_variable_holds_is_a_number_only_where_it_is_written_like_one(
+    held: str, value: Any
+) -> None:
+    assert planned_words("revision: ${HELD}", {"HELD": held}) == [("revision", value)]
+
+
+def planned_words(line: str, environment: Mapping[str, str]) -> list[tuple[str, Any]]:
+    """A key of vLLM's as its parser is asked for it."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(questions: Sequence[Question]) -> list[Answer]:
+        asked.extend(questions[0].keys.items())
+        return [Answer((), ())]
+
+    path = Path("configs.yaml")
+    text = f"managed_workers:\n- model_name: a\n  model_path: ./m\n  port: 1\n  {line}\n"
+    path.write_text(text, encoding="utf-8")
+    read_plans(path, environment, note)
+    return asked
+
+
+@pytest.mark.parametrize("key", ["gpu_memory_utilization", "gpu-memory-utilization"])
+def test_memory_that_a_variable_gives_counts(key: str) -> None:
+    line = f"gpu_ids: [0], {key}: '${{U}}'}}\n"
+    text = (
+        "defaults: {model_path: ./m}\nmanaged_workers:\n"
+        f"- {{model_name: a, port: 1, {line}- {{model_name: b, port: 2, {line}"
+    )
+    assert len(reading(text, {"U": "0.45"}).plans) == 2
+
+
+def test_a_date_is_the_text_that_it_is_written_with() -> None:
+    assert planned_words("revision: 2024-05-01", {}) == [("revision", "2024-05-01")]
+
+
+@pytest.mark.parametrize("line", ["api_key: ${KEY}", "api_key: [sk-1]"])
+def test_an_api_key_is_no_argument_that_everybody_can_read(line: str) -> None:
+    environment = {"KEY": "sk-1"}
+    assert planned_words(line, environment) == []
+    text = f"managed_workers:\n- model_name: a\n  model_path: ./m\n  port: 1\n  {line}\n"
+    (plan,) = reading(text, environment).plans
+    assert plan.env == {"VLLM_API_KEY": "sk-1"}
+    assert "sk-1" not in " ".join(plan.argv)
+
+
+def test_names_of_any_script_are_names() -> None:
+    text = (
+        "defaults: {model_path: ./m}\nmanaged_workers:\n- {model_name: 千问, port: 1}\n"
+        "- {model_name: 文心, port: 2}"
+    )
+    assert [plan.name for plan in reading(text).plans] == ["千问", "文心"]
+
+
+def test_a_file_that_is_not_there_is_another_error() -> None:
+    with pytest.raises(InputMissingError, match="No such file"):
+        read_plans(Path("none.yaml"), os.environ, ask)
+
+
+def test_what_the_parser_says_of_all_keys_together_is_told_where_its_flag_stands() -> None:
+    def complain(questions: Sequence[Question]) -> list[Answer]:
+        wrong = WrongKey(None, "argument --max-model-len: cannot be 0", None)
+        return [Answer((), (wrong,)) for _ in questions]
+
+    path = Path("configs.yaml")
+    path.write_text(
+        "managed_workers:\n- model_name: a\n  model_path: ./m\n  port: 1\n  max_model_len: 0\n"
+    )
+    with pytest.raises(BadFileError) as caught:
+        read_plans(path, {}, complain)
+    assert caught.value.told == [f"{path}:5:3: a: argument --max-model-len: cannot be 0"]
+
+
+def test_a_value_that_a_variable_gives_is_not_told_where_the_parser_says_it() -> None:
+    def complain(questions: Sequence[Question]) -> list[Answer]:
+        wrong = WrongKey(None, "argument --max-model-len: invalid value: s3cret", None)
+        return [Answer((), (wrong,)) for _ in questions]
+
+    path = Path("configs.yaml")
+    path.write_text(
+        "managed_workers:\n- model_name: a\n  model_path: ./m\n  port: 1\n  max_model_len: ${X}\n"
+    )
+    with pytest.raises(BadFileError) as caught:
+        read_plans(path, {"X": "s3cret"}, complain)
+    assert caught.value.told == [
+        f"{path}:5:3: a: max_model_len: vLLM's parser does not take its value"
+    ]
+
+
+def test_an_unknown_key_is_told_as_one_whatever_gives_its_value() -> None:
+    text = "managed_workers:\n- model_name: a\n  model_path: ./m\n  port: 1\n  xyz: ${X}\n"
+    assert told(text, {"X": "s3cret"}) == ["5:3: a: xyz: unknown key (did you mean y?)"]
+
+
+# --- the schema, and the commands
+
+
+def keys_in(schema: Mapping[str, Any], name: str) -> set[str]:
+    found = schema["properties"][name]
+    found = found.get("items", found)
+    return set(schema["$defs"][found["$ref"].rpartition("/")[2]]["properties"])
+
+
+def test_the_schema_has_every_key_of_the_example_that_has_everything() -> None:
+    schema = file_schema()
+    written = yaml.safe_load((CONFIGS / "everything.yaml").read_text(encoding="utf-8"))
+    assert set(written) == set(schema["properties"])
+    assert set(written["fleet"]) | {"uds", "token"} == keys_in(schema, "fleet")
+    assert set(written["server_settings"]) == keys_in(schema, "server_settings")
+    vllms = {"enable_prefix_caching", "speculative_config"}
+    assert set(written["managed_workers"][0]) - vllms == keys_in(schema, "managed_workers")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_fit_the_schema(name: str) -> None:
+    written = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+    jsonschema.validate(written, file_schema())
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in BAD if "it is" in BAD[text][0] and ".inf" not in text]
+)
+def test_the_schema_knows_what_is_wrong_with_a_value(text: str) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), file_schema())
+
+
+def test_check_tells_what_is_fine_and_what_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(read_plans, "__defaults__", (ask,))
+    path = Path("configs.yaml")
+    path.write_text(
+        "managed_workers:\n- {model_name: a, model_path: ./m, port: 1, gpu_ids: [0, 1]}"
+    )
+    assert command("check", str(path)) == 0
+    assert capsys.readouterr().out == "a: a on 127.0.0.1:1, GPU 0, 1\n"
+    path.write_text("managed_workers:\n- {model_name: a, model_path: ./m, prot: 1}")
+    assert command("check", str(path)) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "configs.yaml:2:3: a: port is missing",
+        "ichat-lifecycle: error: configs.yaml: 1 problem",
+    ]
+    assert command("check", "none.yaml") == 66
+
+
+def test_check_without_vllm_says_what_is_not_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(questions: Sequence[Question]) -> list[Answer]:
+        raise NoEngineError("vLLM is not installed")
+
+    monkeypatch.setattr(read_plans, "__defaults__", (nobody,))
+    Path("configs.yaml").write_text("managed_workers:\n- {model_name: a, model_path: ./m, port: 1}")
+    assert command("check", "configs.yaml") == 0
+    assert "vLLM's arguments are not checked: vLLM is not installed" in capsys.readouterr().out
+
+
+def command(*argv: str) -> int:
+    args = build_parser().parse_args(argv)
+    return int(args.run(args, []))
