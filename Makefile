@@ -83,13 +83,15 @@ serve: setup $(DEMO)/config.json ## serve a tiny demo model (PORT=8000)
 	  .venv/bin/ichat-lifecycle serve --model-path $(DEMO) --served-model-name demo \
 	  --host 127.0.0.1 --port $(PORT) --max-model-len 512 --enforce-eager --dtype bfloat16
 
-# An engine takes both cores, and so does a browser: those tests come alone, and one by one.
+# A browser takes a core, a fleet of fakes and an engine's start another. Where times are tested,
+# nothing else runs.
 test: setup ## all tests, those with a real engine too
 	@$(MAKE) test-fast
-	@.venv/bin/pytest -m "engine or browser"
+	@.venv/bin/pytest -n 2 --dist load --maxschedchunk 1 -m "browser or fleet or untimed"
+	@.venv/bin/pytest -m "engine and not untimed"
 
 test-fast: $(LIGHT)/.stamp-setup ## the tests that need no vLLM
-	@$(LIGHT)/bin/pytest -n auto --dist load --maxschedchunk 1 -m "not engine and not browser and not matrix"
+	@$(LIGHT)/bin/pytest -n auto --dist load --maxschedchunk 1 -m "not engine and not browser and not fleet and not matrix"
 
 test-matrix: setup $(MATRIX_STAMPS) ## the smoke test against each supported vLLM
 	@for version in $(MATRIX); do \

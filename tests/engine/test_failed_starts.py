@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness import worker
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.untimed]
 
 
 def end_of(*arguments: str, **environment: str) -> tuple[int, str]:

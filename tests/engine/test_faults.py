@@ -1,4 +1,7 @@
-"""An engine that is silent for a while. What else may happen to one: see test_fault_matrix.py."""
+"""An engine that is silent for a while, and the traces of such a life in a collector.
+
+What else may happen to an engine: see test_fault_matrix.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from collections.abc import Iterator
 import httpx
 import psutil
 import pytest
-from harness import Worker, worker
+from collector import Collector, collecting, parts, root
+from harness import Worker, wait_for, worker
 
 pytestmark = pytest.mark.engine
 
@@ -27,8 +31,15 @@ def ask(serving: Worker, **more: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def serving(model: str) -> Iterator[Worker]:
-    with worker("--model-path", model, "--served-model-name", "demo", *HEALTH) as started:
+def collector() -> Iterator[tuple[Collector, str]]:
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def serving(model: str, collector: tuple[Collector, str]) -> Iterator[Worker]:
+    flags = ("--served-model-name", "demo", "--otlp-traces-endpoint", collector[1], *HEALTH)
+    with worker("--model-path", model, *flags) as started:
         started.wait_for_state("READY")
         yield started
 
@@ -63,3 +74,31 @@ def test_a_stopped_engine_is_noticed_and_one_that_goes_on_recovers_without_a_res
     triggers = [t["trigger"] for t in serving.get("/lifecycle/history").json()["transitions"]]
     assert triggers[-2:] == ["degrade", "recover"]
     assert serving.get("/lifecycle").json()["restarts"] == 0
+
+
+def test_a_start_a_recovery_and_a_stop_are_a_trace_each(
+    serving: Worker, collector: tuple[Collector, str]
+) -> None:
+    """Last: it ends the worker. gRPC is loaded when the next engine is forked."""
+    kept, _ = collector
+    wait_for(lambda: "lifecycle start" in kept.traces(), "the trace of the start")
+    wait_for(lambda: any(s.name == "llm_request" for s in kept.spans), "vLLM's own trace")
+    kept.forget("lifecycle recovery")  # that of the test before
+    core_of(serving).kill()
+    wait_for(lambda: "lifecycle recovery" in kept.traces(), "the trace of the recovery")
+    serving.wait_for_state("READY")
+    assert ask(serving) == 200
+    serving.signal()
+    assert serving.wait() == 0
+    wait_for(lambda: "lifecycle stop" in kept.traces(), "the trace of the stop")
+    traces = kept.traces()
+    load = ["importing", "configuring", "starting_engine", "loading_weights", "warm_up"]
+    assert [part for part in parts(traces["lifecycle start"]) if part in load] == load
+    assert {"starting_engine", "loading_weights"} <= set(parts(traces["lifecycle recovery"]))
+    assert "drain" in parts(traces["lifecycle stop"])
+    for spans in traces.values():
+        whole = root(spans)
+        assert {span.trace_id for span in spans} == {whole.trace_id}
+        for span in spans:
+            assert whole.start_time_unix_nano <= span.start_time_unix_nano
+            assert span.end_time_unix_nano <= whole.end_time_unix_nano

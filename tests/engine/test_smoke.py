@@ -84,6 +84,7 @@ def started(model: str) -> Iterator[tuple[Worker, Watcher]]:
     with worker(*flags, "--control-token", TOKEN) as serving:
         with Watcher(serving) as watcher:
             serving.wait_for_state("READY")
+            wait_for(lambda: "READY" in watcher.states, "the watcher sees that, too", 30)
             wait_for(
                 lambda: any(a.status_code == 200 for a in watcher.main_answers[-3:]),
                 "inference is let in",

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import math
+import os
 import random
 import socket
 import threading
@@ -273,7 +274,9 @@ def shared_memory_of(server: Server) -> set[Path]:
 
 def sockets_left(server: Server) -> list[str]:
     """Socket files in its own temporary directory."""
-    return sorted(path.name for path in server.temporary.rglob("*") if path.is_socket())
+    # os.walk() passes over a directory that is removed meanwhile; Path.rglob() fails.
+    files = (Path(place, name) for place, _, names in os.walk(server.temporary) for name in names)
+    return sorted(path.name for path in files if path.is_socket())
 
 
 def port_answers(port: int) -> bool:
