@@ -81,7 +81,7 @@ serve: export HF_HUB_OFFLINE = 1
 serve: setup $(DEMO)/config.json ## serve a tiny demo model (PORT=8000)
 	@exec .venv/bin/python -m ichat_lifecycle.adapters.foreground \
 	  .venv/bin/ichat-lifecycle serve --model-path $(DEMO) --served-model-name demo \
-	  --host 127.0.0.1 --port $(PORT) --max-model-len 512 --enforce-eager --dtype bfloat16
+	  --host 127.0.0.1 --port $(PORT) --max-model-len 512 --enforce-eager --dtype float32
 
 # A browser takes a core, a fleet of fakes and an engine's start another. Where times are tested,
 # nothing else runs.

@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-FLAGS = ["--max-model-len", "512", "--enforce-eager", "--dtype", "bfloat16"]
+FLAGS = ["--max-model-len", "512", "--enforce-eager", "--dtype", "float32"]
 START_TIMEOUT_S = 300.0
 TOKENS, STREAMS = 400, 8
 

@@ -23,7 +23,7 @@ import psutil
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
 
-ENGINE_FLAGS = ("--max-model-len", "512", "--enforce-eager", "--dtype", "bfloat16")
+ENGINE_FLAGS = ("--max-model-len", "512", "--enforce-eager", "--dtype", "float32")
 ENGINE_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
