@@ -24,6 +24,11 @@ from ichat_lifecycle.testing.virtual_time import run_virtual
 BOUND_S, READY_S, STOP_S, SOON_S = 1.0, 10.0, 2.0, 0.001
 
 
+def clock() -> float:
+    """The virtual time, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
 @dataclass(frozen=True)
 class Course:
     """What a process does. None: never."""
@@ -49,7 +54,7 @@ class FakeProcess:
         self.signals: list[str] = []
         self.last_words = ""
         self._tell = tell
-        self._began_s = asyncio.get_running_loop().time()
+        self._began_s = clock()
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._timers: list[asyncio.TimerHandle] = []
         self._after(0.0, self.tell, "PARSED")
@@ -72,7 +77,7 @@ class FakeProcess:
 
     @property
     def _silent(self) -> bool:
-        lasted_s = asyncio.get_running_loop().time() - self._began_s
+        lasted_s = clock() - self._began_s
         return self.course.silent_s is not None and lasted_s >= self.course.silent_s
 
     def tell(self, state: str) -> None:
