@@ -52,6 +52,25 @@ def test_an_error_comes_back_as_it_is(error: BaseException) -> None:
     assert asyncio.run(main()) is error
 
 
+def test_who_has_the_outcome_finds_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one busy core a thread that had delivered was still there after the end of run()."""
+
+    async def main() -> None:
+        loop, looked = asyncio.get_running_loop(), threading.Event()
+        tell = loop.call_soon_threadsafe
+
+        def tell_slowly(*call: Any, **more: Any) -> None:
+            tell(*call, **more)
+            looked.wait(0.2)  # who is not waited for is seen meanwhile
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", tell_slowly)
+        await in_thread(lambda: None, "worker")
+        assert "worker" not in [thread.name for thread in threading.enumerate()]
+        looked.set()
+
+    asyncio.run(main())
+
+
 def test_the_loop_goes_on_meanwhile() -> None:
     go = threading.Event()
 

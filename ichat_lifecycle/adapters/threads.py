@@ -64,6 +64,7 @@ class Threaded(Generic[T]):
 
     def _deliver(self, setter: Callable[..., None], value: object) -> None:
         def deliver() -> None:
+            self._thread.join()  # it has only to return: who has the outcome finds no thread
             if not self._future.done():
                 setter(value)
                 self._future.exception()  # retrieved: an abandoned result is not an error
