@@ -148,7 +148,8 @@ def check_model(scan: Scan) -> None:
 
 def _is_local(text: str) -> bool:
     # os.path, because pathlib raises for a path that is too long, and vLLM asks it the same way.
-    return text.startswith(("/", "./", "../", "~")) or os.path.exists(text)  # noqa: PTH110
+    # No name of a hub begins with a dot.
+    return text.startswith(("/", ".", "~")) or os.path.exists(text)  # noqa: PTH110
 
 
 def _check_readable(where: str, text: str) -> None:

@@ -162,7 +162,9 @@ def test_a_whole_model_passes(model: Path, monkeypatch: pytest.MonkeyPatch) -> N
     check_model(Scan(model="model"))
 
 
-@pytest.mark.parametrize("name", ["{tmp}/none", "./none", "../none", "~/none", "{tmp}/file/none"])
+@pytest.mark.parametrize(
+    "name", ["{tmp}/none", "./none", "../none", ".none/model", "~/none", "{tmp}/file/none"]
+)
 def test_a_missing_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag that gave it, the path as it was given, and what to do."""
     monkeypatch.chdir(tmp_path)
