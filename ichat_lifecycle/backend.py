@@ -318,6 +318,7 @@ class VLLMBackend(LifecycleBackend):
         args, layout = self._parsed().vllm, self._layout()
         self.secrets.collect(args)  # those of a --config file stand in no argv
         self.gate.require_keys(api_keys(layout, args))
+        self.gate.root_path = args.root_path or ""
         return uvicorn_options(layout, args, self.options.log_config)
 
     def _traces_endpoint(self) -> str | None:

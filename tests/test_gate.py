@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ichat_lifecycle.adapters.gate import PASS_HEADER, App, Gate
+from ichat_lifecycle.adapters.paths import route_path
 from ichat_lifecycle.adapters.refusal import (
     BODY_LIMIT,
     BODY_TIMEOUT_S,
@@ -225,6 +226,69 @@ def test_our_own_routes_answer_in_every_state(state: State, path: str) -> None:
 @pytest.mark.parametrize("path", ["/lifecycles", "/v1/lifecycle", "/livez/", "/"])
 def test_similar_paths_are_the_apps(path: str) -> None:
     assert passed(asyncio.run(Bench(State.READY).ask(path)))
+
+
+# --- --root-path: both ways to write a path are the same request
+
+ROOT = "/api"
+
+
+def under_root(state: State, app: App | None = engine_app) -> Bench:
+    bench = Bench(state, app)
+    bench.gate.root_path = ROOT
+    return bench
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("path", OWN)
+def test_our_own_routes_answer_with_and_without_the_root_path(state: State, path: str) -> None:
+    seen: list[str] = []
+
+    async def own(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["path"])
+        await answer(send, b"own")
+
+    bench = under_root(state)
+    bench.gate._own_app = own
+    for written in (path, ROOT + path):
+        assert asyncio.run(bench.ask(written)).body == b"own"
+    assert seen == [path, path], "our app has no prefix of its own"
+
+
+@pytest.mark.parametrize("path", ["/lifecycle", ROOT + "/lifecycle"])
+def test_the_root_path_is_no_way_around_the_key(path: str) -> None:
+    bench = under_root(State.READY)
+    bench.gate.require_keys(("one",))
+    assert asyncio.run(bench.ask(path)).status == 401
+
+
+SPELLINGS = ["{}", "/api{}", "{}/", "/{}", "/api/{}", "/v1/..{}", "/api/v1/..{}", "//api{}"]
+
+
+@pytest.mark.parametrize("state", [State.SERVING, State.DEGRADED, State.STOPPING])
+@pytest.mark.parametrize("path", ["/health", "/ping"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_health_is_refused_however_it_is_written(state: State, path: str, spelling: str) -> None:
+    assert_refused(asyncio.run(under_root(state).ask(spelling.format(path))), state)
+
+
+def test_what_wakes_passes_only_as_the_app_knows_it() -> None:
+    bench = under_root(State.DEGRADED)
+    for path in ("/wake_up", "/api/wake_up"):
+        assert passed(asyncio.run(bench.ask(path, "POST")))
+    for path in ("//wake_up", "/wake_up/", "/v1/../wake_up", "/apiwake_up"):
+        assert_refused(asyncio.run(bench.ask(path, "POST")), State.DEGRADED)
+
+
+@pytest.mark.parametrize("root", ["", "/", "/api", "/api/", "api"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/api/health", "/api//health", "//health", "/api", "/apihealth"]
+)
+def test_the_gate_and_the_app_agree_on_a_path(root: str, path: str) -> None:
+    """The router of vLLM's app is Starlette's."""
+    from starlette._utils import get_route_path
+
+    assert route_path(path, root) == get_route_path({"path": path, "root_path": root})
 
 
 @pytest.mark.parametrize(

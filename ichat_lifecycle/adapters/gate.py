@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ichat_lifecycle.adapters.paths import is_one_of, route_path
 from ichat_lifecycle.adapters.refusal import (
     UNAUTHORIZED,
     UNAVAILABLE,
@@ -60,6 +61,10 @@ class Gate:
         snapshot: gives the worker's snapshot.
         own_app: answers the lifecycle's read-only routes on the main port.
         retry_after: seconds to name in `Retry-After`.
+
+    Attributes:
+        root_path: the prefix that vLLM's app strips from paths (`--root-path`). All decisions are
+            made on the path that is left.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Gate:
         self._empty = asyncio.Event()
         self._empty.set()
         self._key_hashes: tuple[bytes, ...] = ()
+        self.root_path = ""
         self.pass_token = secrets.token_hex(16)
         self.app: App | None = None
         self.app_state: dict[str, Any] = {}
@@ -93,16 +99,16 @@ class Gate:
             await self._websocket(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
+        path = route_path(scope["path"], self.root_path)
         if path in OWN_PATHS or path.startswith("/lifecycle/"):
             if self._has_key(scope):
-                await self._own_app(scope, receive, send)
+                await self._own_app({**scope, "path": path}, receive, send)
             else:
                 refusal = error_document("Unauthorized", UNAUTHORIZED, None)
                 await send_json(send, UNAUTHORIZED, refusal)
         elif self._is_own_probe(scope) and self.app is not None:
             await self._pass_untracked(self.app, scope, receive, send)
-        elif self.app is not None and self._may_pass(path, scope["method"]):
+        elif self.app is not None and self._may_pass(scope, path):
             await self._pass(self.app, scope, receive, send)
         else:
             await self._refuse(receive, send)
@@ -114,13 +120,13 @@ class Gate:
             await receive()
             await self._close_websocket(send)
 
-    def _may_pass(self, path: str, method: str) -> bool:
+    def _may_pass(self, scope: Scope, path: str) -> bool:
         state = self._snapshot().state
         if state is State.READY:
             return True
-        if path in HEALTH_PATHS or state is State.STOPPING:
+        if state is State.STOPPING or is_one_of(scope["path"], self.root_path, HEALTH_PATHS):
             return False
-        return method in SAFE_METHODS or path in WAKING_PATHS
+        return scope["method"] in SAFE_METHODS or path in WAKING_PATHS
 
     def _is_own_probe(self, scope: Scope) -> bool:
         given = next((v for k, v in scope["headers"] if k == PASS_HEADER), b"")
