@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.compile_watch import CompileWatch
 from ichat_lifecycle.adapters.engine_fork import serving_on
@@ -196,6 +197,7 @@ class VLLMBackend(LifecycleBackend):
             lambda: self.lifecycle.snapshot,
             self._answer_own_route,
             lambda: retry_after_s(self.lifecycle),
+            settings.http,
         )
         builder = VllmAppBuilder(
             self.engine,
@@ -319,6 +321,7 @@ class VLLMBackend(LifecycleBackend):
         self.secrets.collect(args)  # those of a --config file stand in no argv
         self.gate.require_keys(api_keys(layout, args))
         self.gate.root_path = args.root_path or ""
+        self.gate.add_headers(AnswerHeaders.of(vars(args)))
         return uvicorn_options(layout, args, self.options.log_config)
 
     def _traces_endpoint(self) -> str | None:

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -70,6 +70,19 @@ class Health(_Section):
     )
 
 
+class Http(_Section):
+    """The main port."""
+
+    health: Literal["ready", "live"] = Field(
+        "ready",
+        description="what /health and /ping report: ready (200 in READY alone) or live (always)",
+    )
+    models: Literal["open", "gated"] = Field(
+        "open",
+        description="GET /v1/models outside READY: open (vLLM answers once it can) or gated (503)",
+    )
+
+
 class Restart(_Section):
     """Restarts of the engine within the process."""
 
@@ -103,6 +116,7 @@ class Settings(_Section):
     start: Start = Start()
     warm_up: WarmUp = WarmUp()
     health: Health = Health()
+    http: Http = Http()
     restart: Restart = Restart()
     stop: Stop = Stop()
 

@@ -261,7 +261,8 @@ def test_the_readmes_settings_exist_and_have_these_defaults() -> None:
     assert len(dotted) >= 5
     for name, default in dotted.items():
         section, _, key = name.partition(".")
-        assert float(default.removesuffix(" s")) == DEFAULTS[section][key], name
+        written = yaml.safe_load(default.removesuffix(" s").strip("`"))
+        assert written == DEFAULTS[section][key], name
 
 
 @pytest.mark.parametrize("text", [README, STATES], ids=["README.md", "states.md"])

@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
-from ichat_lifecycle.adapters.gate import PASS_HEADER, App, Gate
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
+from ichat_lifecycle.adapters.gate import PASS_HEADER, Gate
 from ichat_lifecycle.adapters.paths import route_path
 from ichat_lifecycle.adapters.refusal import (
     BODY_LIMIT,
     BODY_TIMEOUT_S,
+    App,
     Message,
     Receive,
     Scope,
     Send,
 )
+from ichat_lifecycle.config import Http
 from ichat_lifecycle.journal import Reason, Snapshot
 from ichat_lifecycle.states import State
 from ichat_lifecycle.testing.virtual_time import run_virtual
@@ -93,9 +96,9 @@ class Call:
 class Bench:
     """A gate in a state, with an app behind it or none."""
 
-    def __init__(self, state: State, app: App | None = engine_app) -> None:
+    def __init__(self, state: State, app: App | None = engine_app, **http: Any) -> None:
         self.snapshot = Snapshot(state, NOW, 0.0)
-        self.gate = Gate(lambda: self.snapshot, own_app, lambda: 7)
+        self.gate = Gate(lambda: self.snapshot, own_app, lambda: 7, Http(**http))
         self.gate.app = app
 
     def call(
@@ -174,6 +177,47 @@ def test_who_passes_in_which_state(
     else:
         assert_refused(call, state)
     assert bench.gate.in_flight == 0
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("app", [engine_app, None])
+@pytest.mark.parametrize(("method", "path"), [HEALTH, PING, ("POST", "/ping"), ("HEAD", "/health")])
+def test_health_as_liveness_is_200_in_every_state(
+    state: State, app: App | None, method: str, path: str
+) -> None:
+    """Also in READY with an engine that vLLM's own route calls dead."""
+    call = asyncio.run(Bench(state, app, health="live").ask(path, method))
+    assert (call.status, call.body, call.headers) == (200, b"", {"content-length": "0"})
+
+
+def test_health_as_liveness_leaves_other_requests_as_they_are() -> None:
+    bench = Bench(State.DEGRADED, health="live")
+    for method, path in (CHAT, ("DELETE", "/health"), ("POST", "/health")):
+        assert_refused(asyncio.run(bench.ask(path, method)), State.DEGRADED)
+    assert passed(asyncio.run(bench.ask(MODELS[1])))
+
+
+def test_both_settings_hold_behind_a_root_path() -> None:
+    bench = Bench(State.DEGRADED, health="live", models="gated")
+    bench.gate.root_path = "/api"
+    assert asyncio.run(bench.ask("/api/health")).status == 200
+    assert_refused(asyncio.run(bench.ask("/api/v1/models")), State.DEGRADED)
+
+
+def test_health_as_liveness_does_not_answer_our_own_probe() -> None:
+    """Readiness is proven by vLLM's own route, whatever others are shown."""
+    bench = Bench(State.SERVING, health="live")
+    headers = [(PASS_HEADER, bench.gate.pass_token.encode())]
+    assert passed(asyncio.run(bench.ask("/health", headers=headers)))
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/v1/models/a/b"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_models_can_be_gated(path: str, method: str) -> None:
+    for state in (State.SERVING, State.DEGRADED):
+        assert_refused(asyncio.run(Bench(state, models="gated").ask(path, method)), state)
+        assert passed(asyncio.run(Bench(state, models="gated").ask("/v1/modelsx", method)))
+    assert passed(asyncio.run(Bench(State.READY, models="gated").ask(path, method)))
 
 
 def test_a_refusal_gives_the_reason() -> None:
@@ -353,6 +397,93 @@ def test_each_worker_has_a_token_of_its_own() -> None:
     tokens = {Bench(State.READY).gate.pass_token for _ in range(3)}
     assert len(tokens) == 3
     assert min(map(len, tokens)) >= 32
+
+
+# --- the headers of vLLM's own middleware
+
+ORIGIN = "https://page.example"
+BROWSER = [(b"origin", ORIGIN.encode())]
+PREFLIGHT = [
+    *BROWSER,
+    (b"access-control-request-method", b"POST"),
+    (b"access-control-request-headers", b"authorization,content-type"),
+]
+ALLOWING = AnswerHeaders(allowed_origins=(ORIGIN,), request_ids=True)
+
+
+def dressed(state: State, app: App | None, headers: AnswerHeaders = ALLOWING) -> Bench:
+    bench = Bench(state, app)
+    bench.gate.add_headers(headers)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("state", "app"), [(State.BOUND, None), (State.DEGRADED, engine_app), (State.STOPPING, None)]
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/health", "/livez", "/lifecycle"])
+def test_a_page_of_another_origin_may_read_our_answers(
+    state: State, app: App | None, path: str
+) -> None:
+    bench = dressed(state, app)
+    bench.gate.require_keys(("a key",))  # 401 has to be readable as well
+    call = asyncio.run(bench.ask(path, "POST", headers=BROWSER))
+    assert call.status in (401, 503)
+    assert call.headers["access-control-allow-origin"] == ORIGIN
+    assert len(call.headers["x-request-id"]) == 32
+    preflight = asyncio.run(bench.ask(path, "OPTIONS", headers=PREFLIGHT))
+    if app is None or path != "/v1/chat/completions":  # that one is vLLM's, once it can
+        assert preflight.status == 200, "else the browser does not send the request"
+        assert preflight.headers["access-control-allow-origin"] == ORIGIN
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+
+
+def test_an_origin_that_vllm_would_not_allow_is_not_allowed() -> None:
+    bench = dressed(State.BOUND, None, AnswerHeaders())
+    call = asyncio.run(bench.ask("/v1/x", "POST", headers=BROWSER))
+    assert call.status == 503
+    assert "access-control-allow-origin" not in call.headers
+    assert "x-request-id" not in call.headers
+    assert asyncio.run(bench.ask("/v1/x", "OPTIONS", headers=PREFLIGHT)).status == 400
+
+
+def test_a_request_id_comes_back() -> None:
+    headers = [(b"x-request-id", b"mine")]
+    call = asyncio.run(dressed(State.BOUND, None).ask("/v1/x", "POST", headers=headers))
+    assert call.headers["x-request-id"] == "mine"
+
+
+def test_vllms_answers_get_no_header_twice() -> None:
+    call = asyncio.run(dressed(State.READY, engine_app).ask("/v1/x", headers=BROWSER))
+    assert (call.body, call.headers) == (b"app", {})
+
+
+def test_a_request_that_is_cut_gets_them_too() -> None:
+    async def main() -> Call:
+        bench = dressed(State.READY, SlowApp(start=None))
+        call = bench.call("/v1/completions", "POST", headers=BROWSER)
+        task = await started(call)
+        await bench.gate.cut()
+        return await task
+
+    call = run_virtual(main())
+    assert (call.status, call.headers["access-control-allow-origin"]) == (503, ORIGIN)
+    assert call.headers["x-request-id"]
+
+
+def test_the_headers_follow_vllms_arguments() -> None:
+    """Also of a version that lacks a flag, and of `*` with credentials, which CORS forbids."""
+    given = {
+        "allowed_origins": ["*"],
+        "allowed_methods": ["GET"],
+        "allow_credentials": True,
+        "enable_request_id_headers": True,
+    }
+    assert AnswerHeaders.of(given) == AnswerHeaders(("*",), ("GET",), ("*",), True, True)
+    bench = dressed(State.BOUND, None, AnswerHeaders.of(given))
+    call = asyncio.run(bench.ask("/v1/x", headers=[*BROWSER, (b"cookie", b"a=b")]))
+    assert call.headers["access-control-allow-origin"] == ORIGIN
+    assert call.headers["access-control-allow-credentials"] == "true"
 
 
 # --- counting

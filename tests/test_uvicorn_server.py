@@ -19,7 +19,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from ichat_lifecycle.adapters.gate import App, Gate
+from ichat_lifecycle.adapters.gate import Gate
+from ichat_lifecycle.adapters.refusal import App
 from ichat_lifecycle.adapters.uvicorn_server import UvicornServer
 from ichat_lifecycle.errors import ArgumentsError, ExitCode, StartError
 from ichat_lifecycle.journal import Snapshot

@@ -11,33 +11,38 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.paths import is_one_of, route_path
 from ichat_lifecycle.adapters.refusal import (
     UNAUTHORIZED,
     UNAVAILABLE,
+    App,
     Message,
     Receive,
     Scope,
     Send,
     error_document,
     read_body,
+    send_empty,
     send_json,
 )
+from ichat_lifecycle.config import Http
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.states import State
 
-# Health of the whole: 200 only in READY, whatever vLLM thinks of itself.
-HEALTH_PATHS = frozenset({"/health", "/ping"})
+# By default the health of the whole: 200 only in READY, whatever vLLM thinks of itself.
+PING_PATH = "/ping"
+HEALTH_PATHS = frozenset({"/health", PING_PATH})
 OWN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/lifecycle"})
+MODELS_PATH = "/v1/models"
 # What wakes a sleeping engine must reach it (vLLM serves these in its development mode only).
 WAKING_PATHS = frozenset({"/wake_up", "/resume"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+READING_METHODS = frozenset({"GET", "HEAD"})
 
 TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
 PASS_HEADER = b"x-ichat-lifecycle-pass"
@@ -61,6 +66,7 @@ class Gate:
         snapshot: gives the worker's snapshot.
         own_app: answers the lifecycle's read-only routes on the main port.
         retry_after: seconds to name in `Retry-After`.
+        http: what /health and GET /v1/models mean outside READY.
 
     Attributes:
         root_path: the prefix that vLLM's app strips from paths (`--root-path`). All decisions are
@@ -68,11 +74,17 @@ class Gate:
     """
 
     def __init__(
-        self, snapshot: Callable[[], Snapshot], own_app: App, retry_after: Callable[[], int]
+        self,
+        snapshot: Callable[[], Snapshot],
+        own_app: App,
+        retry_after: Callable[[], int],
+        http: Http | None = None,
     ) -> None:
         self._snapshot = snapshot
         self._own_app = own_app
         self._retry_after = retry_after
+        self._settings = http or Http()
+        self._headers: AnswerHeaders | None = None
         self._requests: set[_Request] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -91,6 +103,10 @@ class Gate:
         """The API keys that the read-only routes on the main port ask for, if any."""
         self._key_hashes = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
+    def add_headers(self, headers: AnswerHeaders) -> None:
+        """Add these to every answer that is not vLLM's own, from now on."""
+        self._headers = headers
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
@@ -99,19 +115,39 @@ class Gate:
             await self._websocket(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = route_path(scope["path"], self.root_path)
-        if path in OWN_PATHS or path.startswith("/lifecycle/"):
-            if self._has_key(scope):
-                await self._own_app({**scope, "path": path}, receive, send)
-            else:
-                refusal = error_document("Unauthorized", UNAUTHORIZED, None)
-                await send_json(send, UNAUTHORIZED, refusal)
-        elif self._is_own_probe(scope) and self.app is not None:
-            await self._pass_untracked(self.app, scope, receive, send)
-        elif self.app is not None and self._may_pass(scope, path):
-            await self._pass(self.app, scope, receive, send)
+        path, app = route_path(scope["path"], self.root_path), self.app
+        own = _is_own_path(path)
+        if not own and app is not None and self._is_own_probe(scope):
+            await self._pass_untracked(app, scope, receive, send)
+        elif not (own or self._answers_health(scope)) and app and self._may_pass(scope, path):
+            await self._pass(app, scope, receive, send)
         else:
+            await self._with_headers(self._answer, scope, receive, send)
+
+    async def _with_headers(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by this app of ours, with the headers that vLLM's own answers have."""
+        if self._headers is not None:
+            app = self._headers.around(app)
+        await app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What the gate answers itself."""
+        path = route_path(scope["path"], self.root_path)
+        if self._answers_health(scope):
+            await send_empty(send)
+        elif not _is_own_path(path):
             await self._refuse(receive, send)
+        elif self._has_key(scope):
+            await self._own_app({**scope, "path": path}, receive, send)
+        else:
+            refusal = error_document("Unauthorized", UNAUTHORIZED, None)
+            await send_json(send, UNAUTHORIZED, refusal)
+
+    def _answers_health(self, scope: Scope) -> bool:
+        """Whether it asks for the health that only says that the process lives."""
+        path, method = route_path(scope["path"], self.root_path), scope["method"]
+        asks = method in READING_METHODS or (path == PING_PATH and method == "POST")
+        return self._settings.health == "live" and path in HEALTH_PATHS and asks
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.app is not None and self._snapshot().state is State.READY:
@@ -121,12 +157,15 @@ class Gate:
             await self._close_websocket(send)
 
     def _may_pass(self, scope: Scope, path: str) -> bool:
-        state = self._snapshot().state
+        method, state = scope["method"], self._snapshot().state
         if state is State.READY:
             return True
         if state is State.STOPPING or is_one_of(scope["path"], self.root_path, HEALTH_PATHS):
             return False
-        return scope["method"] in SAFE_METHODS or path in WAKING_PATHS
+        gated = self._settings.models == "gated" and _is_models_path(path)
+        if gated and method != "OPTIONS":
+            return False
+        return method in SAFE_METHODS or path in WAKING_PATHS
 
     def _is_own_probe(self, scope: Scope) -> bool:
         given = next((v for k, v in scope["headers"] if k == PASS_HEADER), b"")
@@ -169,7 +208,7 @@ class Gate:
             if not request.cut:
                 raise
             task.uncancel()
-            await self._end_cut(request, send)
+            await self._end_cut(request, scope, receive, send)
         finally:
             self._requests.discard(request)
             if not self._requests:
@@ -186,12 +225,16 @@ class Gate:
             request.task.cancel()
         await self._empty.wait()
 
-    async def _end_cut(self, request: _Request, send: Send) -> None:
+    async def _end_cut(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._unavailable(f"The request was cut: {self._why()}")
         if request.kind == "websocket":
             await self._close_websocket(send)
         elif not request.started:
-            await self._send_unavailable(send, error)
+
+            async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+                await self._send_unavailable(send, error)
+
+            await self._with_headers(answer, scope, receive, send)
         elif request.streaming:
             # An event stream's only explicit end is an event: its status was sent long ago.
             body = b"data: " + json.dumps(error).encode() + b"\n\n"
@@ -220,6 +263,14 @@ class Gate:
         snapshot = self._snapshot()
         reason = f" ({snapshot.reason.message})" if snapshot.reason else ""
         return f"The worker is not ready: its state is {snapshot.state.value}{reason}."
+
+
+def _is_own_path(path: str) -> bool:
+    return path in OWN_PATHS or path.startswith("/lifecycle/")
+
+
+def _is_models_path(path: str) -> bool:
+    return path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/")
 
 
 def _is_event_stream(start: Message) -> bool:

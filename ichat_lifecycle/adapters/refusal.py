@@ -11,6 +11,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 UNAUTHORIZED, UNAVAILABLE = 401, 503
 BODY_LIMIT = 16 * 2**20  # bytes read of a refused request, so that its client sees the answer
@@ -59,3 +60,10 @@ async def send_json(
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+async def send_empty(send: Send) -> None:
+    """Answer 200 without a body, as vLLM's /health does."""
+    headers = [(b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
-from ichat_lifecycle.adapters.gate import App, Gate
+from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.prompt_server import PromptServer
+from ichat_lifecycle.adapters.refusal import App
 from ichat_lifecycle.bounds import error_of
 from ichat_lifecycle.errors import ArgumentsError, StartError
 from ichat_lifecycle.ports import Fault, FaultReport

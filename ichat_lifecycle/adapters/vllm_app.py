@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ichat_lifecycle.adapters.gate import App
+from ichat_lifecycle.adapters.refusal import App
 from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_engine import VllmEngine
 from ichat_lifecycle.adapters.vllm_layout import Layout
