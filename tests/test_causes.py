@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from ichat_lifecycle.causes import CAUSE_LIMIT, classify, death, first_cause, start_error
+from ichat_lifecycle.cause_kinds import by_signal, classify
+from ichat_lifecycle.causes import CAUSE_LIMIT, death, first_cause, start_error
 from ichat_lifecycle.errors import (
-    AddressError,
+    PERMANENT,
     ArgumentsError,
     Category,
     DeadlineError,
@@ -103,8 +106,17 @@ def test_a_workers_cause_comes_before_its_parents_echo() -> None:
 KINDS: dict[str, tuple[type[LifecycleError], int, str]] = {
     "out_of_memory": (LimitError, 71, "memory"),
     "kv_cache_too_small": (LimitError, 71, "memory"),
-    "system_limit": (LimitError, 71, "configuration"),
-    "engine_port_unavailable": (AddressError, 69, "port"),
+    "shared_memory_full": (LimitError, 71, "memory"),
+    "disk_full": (LimitError, 71, "configuration"),
+    "too_many_processes": (LimitError, 71, "configuration"),
+    "too_many_files": (LimitError, 71, "configuration"),
+    "noexec_mount": (StartError, 70, "permission"),
+    "read_only": (StartError, 70, "permission"),
+    "cache_unwritable": (StartError, 70, "permission"),
+    "compiler_missing": (StartError, 70, "configuration"),
+    "no_home": (StartError, 70, "configuration"),
+    "service_link": (ArgumentsError, 2, "configuration"),
+    "engine_port_unavailable": (StartError, 70, "port"),
     "input_missing": (InputMissingError, 66, "model"),
     "input_unreadable": (InputMissingError, 66, "permission"),
     "model_corrupt": (InputMissingError, 66, "model"),
@@ -128,7 +140,7 @@ LOGGED = [
         "kv_cache_too_small",
         "0.5 GiB",
     ),
-    ("OSError: [Errno 24] Too many open files", "system_limit", "Errno 24"),
+    ("OSError: [Errno 24] Too many open files", "too_many_files", "Errno 24"),
     (MISSING, "input_missing", MISSING),
     ("RuntimeError: Cannot find any model weights with `/x`", "input_missing", "`/x`"),
     ("PermissionError: [Errno 13] Permission denied: '/x'", "input_unreadable", "'/x'"),
@@ -198,6 +210,83 @@ LOGGED = [
         "libcudart",
     ),
     ("OSError: /x/_C.abi3.so: undefined symbol: _ZN3c10", "kernel_failed", "undefined symbol"),
+    # What a real engine says where the system withholds something.
+    (
+        "RuntimeError: Insufficient space in /dev/shm for shared-memory allocation: 160 MiB "
+        "required, 16 MiB free. Increase /dev/shm (e.g. --shm-size or --ipc=host).",
+        "shared_memory_full",
+        "160 MiB required",
+    ),
+    (
+        "RuntimeError: unable to write to file </torch_1_2_3>: No space left on device (28)",
+        "shared_memory_full",
+        "torch_1_2_3",
+    ),
+    (
+        "RuntimeError: unable to open shared memory object </torch_1_2_3> in read-write mode: No "
+        "space left on device (28)",
+        "shared_memory_full",
+        "read-write mode",
+    ),
+    ("OSError: [Errno 28] No space left on device: '/psm_9d3ac1f2'", "shared_memory_full", "psm_"),
+    ("OSError: [Errno 28] No space left on device: '/data/x'", "disk_full", "'/data/x'"),
+    ("OSError: [Errno 122] Disk quota exceeded: '/home/u/x'", "disk_full", "quota"),
+    ("OSError: [Errno 27] File too large: '/home/u/x'", "disk_full", "too large"),
+    ("RuntimeError: No space left on device (os error 28)", "disk_full", "os error"),
+    ("RuntimeError: can't start new thread", "too_many_processes", "new thread"),
+    (
+        "BlockingIOError: [Errno 11] Resource temporarily unavailable",
+        "too_many_processes",
+        "Errno 11",
+    ),
+    (
+        "ImportError: /scratch/a/cx.so: failed to map segment from shared object: Operation not "
+        "permitted",
+        "noexec_mount",
+        "cx.so",
+    ),
+    ("OSError: /scratch/x.so: failed to map segment from shared object", "noexec_mount", "x.so"),
+    (
+        "ImportError: /x/y.so: failed to map segment from shared object: Cannot allocate memory",
+        "out_of_memory",
+        "y.so",
+    ),
+    ("OSError: [Errno 30] Read-only file system: '/root/.cache/vllm'", "read_only", "Errno 30"),
+    (
+        "torch._inductor.exc.InductorError: InvalidCxxCompiler: No working C++ compiler found in "
+        "torch._inductor.config.cpp.cxx: (None, 'g++')",
+        "compiler_missing",
+        "'g++'",
+    ),
+    ("RuntimeError: Failed to find C compiler. Please specify via CC", "compiler_missing", "CC"),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: 'ninja'",
+        "compiler_missing",
+        "ninja",
+    ),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: '/usr/local/cuda/bin/nvcc'",
+        "compiler_missing",
+        "nvcc",
+    ),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: '/models/gcc-docs/config.json'",
+        "input_missing",
+        "config.json",
+    ),
+    ("PermissionError: [Errno 13] Permission denied: '/.cache'", "cache_unwritable", "'/.cache'"),
+    (
+        "PermissionError: [Errno 13] Permission denied: '/tmp/torchinductor_root/ab'",
+        "cache_unwritable",
+        "torchinductor",
+    ),
+    ("RuntimeError: could not determine home directory", "no_home", "home"),
+    ("KeyError: 'getpwuid(): uid not found: 12345'", "no_home", "12345"),
+    (
+        "ValueError: VLLM_PORT 'tcp://10.96.0.1:8000' appears to be a URI. This may be caused by",
+        "service_link",
+        "10.96.0.1",
+    ),
     ("Fatal Python error: Illegal instruction", "kernel_failed", "Illegal instruction"),
     (
         "NotImplementedError: \"rms_norm\" not implemented for 'Half'",
@@ -385,3 +474,49 @@ def test_an_error_without_a_class_shows_none() -> None:
     """What is not an engine's failure: a wrong flag of ours, an engine that sleeps."""
     assert Reason.of(EngineDiedError("x")).category is None
     assert Reason.of(ValueError("x")).as_dict()["category"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (
+            "OSError: [Errno 28] No space left on device: '/proc/x/y'",
+            "/proc/x/y (mounted at /proc)",
+        ),
+        ("OSError: /proc/a.so: failed to map segment from shared object", "at /proc/a.so (mounted"),
+        ("OSError: [Errno 30] Read-only file system: '/proc'", "at /proc (mounted at /proc)"),
+    ],
+)
+def test_the_hint_names_the_path_and_its_mount(text: str, place: str) -> None:
+    assert place in classify(text).hint
+
+
+def test_a_hint_without_a_path_is_complete() -> None:
+    hint = classify("RuntimeError: No space left on device (os error 28)").hint
+    assert "{" not in hint
+    assert "TMPDIR" in hint
+
+
+@pytest.mark.parametrize(
+    ("free", "code"), [(1 << 20, "shared_memory_full"), (1 << 34, "kernel_failed")]
+)
+def test_a_bus_error_is_a_lack_of_shared_memory_where_there_is_little(
+    monkeypatch: pytest.MonkeyPatch, free: int, code: str
+) -> None:
+    """A page of shared memory that does not fit is no error of a call: the kernel sends SIGBUS."""
+    found = SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
+    monkeypatch.setattr("ichat_lifecycle.cause_kinds.os.statvfs", lambda path: found)
+    assert by_signal(-7).code == code
+    assert by_signal(-11).code == "kernel_failed"
+    assert by_signal(-9).code == "engine_killed"
+
+
+def test_an_answer_that_did_not_come_is_no_limit_of_the_system() -> None:
+    assert classify("zmq.error.Again: Resource temporarily unavailable").category == "unknown"
+
+
+def test_an_internal_port_that_is_taken_is_worth_another_start() -> None:
+    """Only our own two ports are final for a fleet and for the systemd unit."""
+    error = start_error(OSError("[Errno 98] Address already in use"), ())
+    assert error.code == "engine_port_unavailable"
+    assert error.exit_code not in PERMANENT
