@@ -131,11 +131,12 @@ class Recorder:
         _tell(log.info, Kind.RECOVERY, record)
 
     def judged(self, verdict: Verdict) -> None:
-        """What the watchdog has found."""
+        """Record what the watchdog has found, and log it: at info where it is news."""
+        before = self.snapshot.last_verdict
         self.journal.judged(verdict, self.snapshot.state, self._clock.now())
         self.publish(last_verdict=verdict)
-        tell = log.warning if verdict.kind in _BAD else log.info
-        tell("verdict", **{k: v for k, v in verdict_as_dict(verdict).items() if v})
+        write = _level_of(verdict, before)
+        write("verdict", **{k: v for k, v in verdict_as_dict(verdict).items() if v})
 
     def expect(self, seconds: float, starts: int) -> None:
         """How long this start should take, going by so many earlier ones."""
@@ -172,6 +173,23 @@ class Recorder:
             progress=progress,
         )
         log.info("transition", **record.told())
+
+
+def _level_of(verdict: Verdict, before: Verdict | None) -> Callable[..., None]:
+    """The log method for a verdict: a healthy engine is news only after something else.
+
+    Every 5 s one line that repeats the last one would be 17,280 a day.
+    """
+    if verdict.kind in _BAD:
+        return log.warning
+    repeats = before is None or _condition(before) == _condition(verdict)
+    return log.debug if repeats else log.info
+
+
+def _condition(verdict: Verdict) -> tuple[str, bool]:
+    """What a reader of the log would call a change: idle and busy are the same, healthy."""
+    healthy = verdict.kind in (VerdictKind.IDLE, VerdictKind.BUSY)
+    return "healthy" if healthy else verdict.kind.value, bool(verdict.signs.compiling)
 
 
 def _tell(tell: Callable[..., None], kind: Kind, record: Record) -> None:

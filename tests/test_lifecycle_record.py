@@ -30,7 +30,7 @@ from ichat_lifecycle.errors import (
 )
 from ichat_lifecycle.journal import Kind, Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
-from ichat_lifecycle.ports import Fault
+from ichat_lifecycle.ports import Fault, Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger
 from ichat_lifecycle.testing.fakes import FakeWorld, say
 from ichat_lifecycle.testing.plan import Outcome
@@ -537,3 +537,28 @@ def test_restarts_left_is_what_the_budget_has_now() -> None:
     assert seen == [2, 1, 1]
     asked = entries(life, Kind.RECOVERY)[-1]
     assert (asked["step"], asked["restarts_left"]) == ("restart", 1), "that cost no budget"
+
+
+def test_a_healthy_verdict_that_repeats_is_no_line_and_a_change_is_one() -> None:
+    """Every 5 s a line that repeats the last one would be 17,280 a day."""
+    idle, busy = Verdict(VerdictKind.IDLE, Signs(0.001)), Verdict(VerdictKind.BUSY, Signs(0.001))
+    asleep = Verdict(VerdictKind.ASLEEP, Signs(0.001, asleep=True))
+    compiling = Verdict(VerdictKind.BUSY, Signs(None, 10.0, compiling="cc1plus"))
+    said = [
+        *((idle, "debug"), (busy, "debug"), (idle, "debug"), (compiling, "info")),
+        *((compiling, "debug"), (idle, "info"), (idle, "debug"), (MISSED, "warning")),
+        *((MISSED, "warning"), (HEALTHY, "info"), (HEALTHY, "debug"), (HEALTHY, "debug")),
+        *((asleep, "info"), (asleep, "debug"), (busy, "info"), (idle, "debug")),
+    ]
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        for verdict, _ in said:
+            say(world, verdict)
+            await asyncio.sleep(0.01)
+        lifecycle.ask_to_stop("test")
+
+    with structlog.testing.capture_logs() as logs:
+        live(script)
+    lines = [event for event in logs if event["event"] == "verdict"]
+    assert [line["log_level"] for line in lines] == [level for _, level in said]

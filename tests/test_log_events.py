@@ -50,7 +50,7 @@ FROM_RECORDS = {
     "attempt": ({"info", "warning"}, names_of(AttemptRecord)),
     "stage": ({"info", "error"}, names_of(StageRecord)),
     "recovery": ({"info"}, names_of(RecoveryRecord)),
-    "verdict": ({"info", "warning"}, {"kind"} | names_of(Signs)),
+    "verdict": ({"debug", "info", "warning"}, {"kind"} | names_of(Signs)),
     "life_failed": ({"error"}, names_of(Reason)),
     "worker": ({"info", "error"}, as_documents(fleet.StageRecord)),
     "reload": ({"info"}, as_documents(fleet.ReloadRecord)),
