@@ -25,8 +25,9 @@ from ichat_lifecycle.adapters.evidence import EngineEvidence, EvidenceFiles
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover, check_handed
 from ichat_lifecycle.adapters.heartbeat import Heartbeat
+from ichat_lifecycle.adapters.inner_app import below_middleware
 from ichat_lifecycle.adapters.otlp import Traces
-from ichat_lifecycle.adapters.probe import HttpProbe, Target
+from ichat_lifecycle.adapters.probe import SelfProbe, Target
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send
 from ichat_lifecycle.adapters.sd_notify import Notifier
 from ichat_lifecycle.adapters.signals import Stoppable
@@ -220,7 +221,7 @@ class VLLMBackend(LifecycleBackend):
             self._ssl_refresher,
             self._main_bell.close,
         )
-        probe = HttpProbe(self._target, settings.warm_up)
+        probe = SelfProbe(self._target, settings.warm_up)
         senses = Senses(
             is_sleeping=self.engine.is_sleeping,
             progress=self.engine.progress,
@@ -332,17 +333,15 @@ class VLLMBackend(LifecycleBackend):
         return ssl_refresher(self._layout(), self._parsed().vllm, config)
 
     def _target(self) -> Target:
-        args = self._parsed().vllm
-        names = args.served_model_name
-        keys = api_keys(self._layout(), args)
-        cert = (args.ssl_certfile, args.ssl_keyfile) if args.ssl_certfile else None
+        app = self.gate.app
         return Target(
-            self.binder.inside or self._address(),
-            names[0] if names else args.model,
-            self.engine.tasks,
-            self.gate.pass_token,
-            keys[0] if keys else None,
-            cert,
+            app=below_middleware(app) if app is not None else None,
+            state=self.gate.app_state,
+            address=self.binder.inside or self._address(),
+            model=self.model,
+            tasks=self.engine.tasks,
+            tokenizer=self.engine.tokenizer,
+            check_workers=self.engine.check_workers,
         )
 
     def _identity_for_gateway(self) -> Mapping[str, Any]:

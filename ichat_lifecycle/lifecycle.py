@@ -29,6 +29,7 @@ from ichat_lifecycle.guards import Facts
 from ichat_lifecycle.journal import Journal, Reason, Snapshot, StageOutcome
 from ichat_lifecycle.machine import Machine
 from ichat_lifecycle.ports import Case, Fault, Ports
+from ichat_lifecycle.readiness import Readiness
 from ichat_lifecycle.recorder import Recorder
 from ichat_lifecycle.resources import Released, ResourceStack
 from ichat_lifecycle.states import State, Trigger
@@ -85,6 +86,7 @@ class Lifecycle:
         self._fired_at = 0.0
         self._limit: _Limit | None = None
         self._supervisor = Supervisor(self, ports)
+        self._readiness = Readiness(self, ports.probe)
         hooks = Hooks(
             hurry=self._hurry,
             interrupt=self._interrupt,
@@ -480,8 +482,7 @@ class Lifecycle:
             await self._advance(Trigger.START_ENGINE, start.engine_timeout)
             self.report_phase("building_app")
             await self._advance(Trigger.SERVE, start.serve_timeout)
-            with self.deadline(start.ready_timeout, "proving readiness"):
-                await self._prove_readiness()
+            await self._readiness.prove()
             await self._advance(Trigger.BECOME_READY, start.bind_timeout)
         except LifecycleError as error:
             if not self.snapshot.ever_ready:
@@ -494,16 +495,6 @@ class Lifecycle:
                 root_cause=error.root_cause,
                 category=error.category,
             ) from error
-
-    async def _prove_readiness(self) -> None:
-        self.report_phase("waiting_for_health")
-        while not await self.bounded(self._ports.probe.health(), "health"):
-            await self.bounded(asyncio.sleep(self.settings.start.poll_interval), "between polls")
-        self.learn(health_answered=True)
-        self.report_phase("warm_up")
-        for _ in range(self.settings.warm_up.requests):
-            await self.bounded(self._ports.probe.warm_up(), "warm-up")
-        self.learn(warmed_up=True)
 
     async def _supervise(self) -> None:
         try:

@@ -26,11 +26,16 @@ class Address:
     tls: bool = False
 
     @property
+    def local_host(self) -> str:
+        """The host that a client on this machine connects to."""
+        return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+
+    @property
     def url(self) -> str:
         """The address as a client on this machine would write it."""
         if self.uds:
             return f"unix:{self.uds}"
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = self.local_host
         bracketed = f"[{host}]" if ":" in host else host
         return f"http{'s' if self.tls else ''}://{bracketed}:{self.port}"
 
@@ -183,11 +188,22 @@ class Server(Protocol):
     async def close(self) -> None: ...
 
 
-class Probe(Protocol):
-    """Requests to ourselves, over the real socket, past the gate."""
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """What a look at `/health` and at the main port found: `problem` is "" where all is well."""
 
-    async def health(self) -> bool:
-        """Whether `/health` answered 200."""
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem
+
+
+class Probe(Protocol):
+    """Questions of the worker to itself, which do not depend on who is let in from outside."""
+
+    async def health(self) -> HealthCheck:
+        """Whether `/health` answers 200, and the main port is served."""
         ...
 
     async def warm_up(self) -> None:
@@ -199,7 +215,7 @@ class Probe(Protocol):
         ...
 
     async def token(self) -> None:
-        """A request for one token, as any client would make it. Raises when it is not answered."""
+        """A request for one token. Raises where the answer does not show that the engine works."""
         ...
 
 

@@ -180,10 +180,11 @@ def _level_of(verdict: Verdict, before: Verdict | None) -> Callable[..., None]:
 
     Every 5 s one line that repeats the last one would be 17,280 a day.
     """
-    if verdict.kind in _BAD:
-        return log.warning
     repeats = before is None or _condition(before) == _condition(verdict)
-    return log.debug if repeats else log.info
+    write: Callable[..., None] = log.debug if repeats else log.info
+    if verdict.kind in _BAD:
+        write = log.warning
+    return write
 
 
 def _condition(verdict: Verdict) -> tuple[str, bool]:

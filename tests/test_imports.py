@@ -117,7 +117,8 @@ def test_the_core_imports_no_layer_above_it(layer: str) -> None:
 
 
 def test_the_lifecycle_reaches_the_world_through_ports_only() -> None:
-    for name in ("lifecycle.py", "supervision.py", "actions.py", "machine.py", "resources.py"):
+    core = ("lifecycle", "readiness", "supervision", "actions", "machine", "resources")
+    for name in (f"{module}.py" for module in core):
         adapters = {m for m in imports_of(name) if m.startswith((f"{NAME}.ad", f"{NAME}.control"))}
         assert adapters == set(), name
 

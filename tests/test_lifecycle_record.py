@@ -23,6 +23,7 @@ from lifecycle_lives import (
 
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import (
+    DeadlineError,
     EngineDiedError,
     StartError,
     StopDeadlineError,
@@ -562,3 +563,24 @@ def test_a_healthy_verdict_that_repeats_is_no_line_and_a_change_is_one() -> None
         live(script)
     lines = [event for event in logs if event["event"] == "verdict"]
     assert [line["log_level"] for line in lines] == [level for _, level in said]
+
+
+NO = Outcome(says_no=True)
+
+
+@pytest.mark.parametrize(
+    ("plan", "cause"),
+    [
+        ({"probe_health": NO}, "/health got 503"),
+        ({"probe_health": HANG}, "/health has not answered"),
+        ({"probe_warm_up": HANG}, "warm-up request 1 of 2 has not been answered"),
+        ({"probe_warm_up": [Outcome(), HANG]}, "warm-up request 2 of 2 has not been answered"),
+    ],
+)
+def test_a_readiness_that_is_never_proved_ends_with_what_came_instead(
+    plan: dict[str, Any], cause: str
+) -> None:
+    life = live(nothing, plan=plan)
+    assert isinstance(life.error, DeadlineError)
+    assert life.error.root_cause == cause
+    assert "start.ready_timeout" in (life.error.hint or "")

@@ -44,9 +44,9 @@ DEFECTS: dict[str, list[Edit]] = {
     ],
     "the ready event is set before the warm-up": [
         Edit(
-            "lifecycle.py",
-            '        self.report_phase("warm_up")\n',
-            '        self.report_phase("warm_up")\n        self.recorder._ready.set()\n',
+            "readiness.py",
+            '        life.report_phase("warm_up")\n',
+            '        life.report_phase("warm_up")\n        life.recorder._ready.set()\n',
         )
     ],
     "a late recover fires in STOPPING": [
@@ -123,9 +123,9 @@ DEFECTS: dict[str, list[Edit]] = {
     ],
     "the warm-up is never awaited": [
         Edit(
-            "lifecycle.py",
-            '            await self.bounded(self._ports.probe.warm_up(), "warm-up")\n',
-            "            asyncio.ensure_future(self._ports.probe.warm_up())\n",
+            "readiness.py",
+            '            await life.bounded(self._probe.warm_up(), "warm-up")\n',
+            "            asyncio.ensure_future(self._probe.warm_up())\n",
         )
     ],
     "the canary is never awaited": [

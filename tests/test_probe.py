@@ -1,22 +1,22 @@
-"""The probe against a real server on loopback, plain and on a Unix socket."""
+"""The worker's questions to itself, against an app that answers as it is told."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
+from fastapi import FastAPI
+from starlette.responses import JSONResponse
 from structlog.testing import capture_logs
 
-from ichat_lifecycle.adapters.gate import PASS_HEADER
-from ichat_lifecycle.adapters.probe import HttpProbe, Target, request_for
+from ichat_lifecycle.adapters.inner_app import below_middleware
+from ichat_lifecycle.adapters.probe import SelfProbe, Target
+from ichat_lifecycle.adapters.questions import request_for, shows_work
 from ichat_lifecycle.config import WarmUp
 from ichat_lifecycle.errors import ExitCode, StartError
 from ichat_lifecycle.ports import Address
@@ -27,135 +27,174 @@ COMPLETION = {"id": "cmpl-1", "created": 1, "choices": [{"text": " world", "fini
 
 @dataclass
 class Service:
-    """A server that answers as it is told, and notes what it is asked."""
+    """An app that answers as it is told, and notes what it is asked."""
 
     status: int = 200
     document: Any = field(default_factory=lambda: dict(COMPLETION))
+    error: Exception | None = None
+    tokenizer: bool = True
     asked: list[tuple[str, str]] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
-    headers: dict[str, str] = field(default_factory=dict)
-    address: Address = field(default_factory=Address)
+    scope: dict[str, Any] = field(default_factory=dict)
+    workers_asked: int = 0
+    workers_error: Exception | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        more = True
+        body, more = b"", True
         while more:
             message = await receive()
             body += message["body"]
             more = message["more_body"]
         self.asked.append((scope["method"], scope["path"]))
         self.bodies.append(json.loads(body) if body else None)
-        self.headers = {k.decode(): v.decode() for k, v in scope["headers"]}
+        self.scope = dict(scope)
+        if self.error is not None:
+            raise self.error
         text = self.document if isinstance(self.document, str) else json.dumps(self.document)
-        start = {"type": "http.response.start", "status": self.status, "headers": []}
-        await send(start)
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": text.encode()})
 
-    def probe(self, *tasks: str, **more: Any) -> HttpProbe:
-        target = Target(self.address, "demo", tasks or ("generate",), "the-pass", **more)
-        return HttpProbe(lambda: target, WARM_UP)
+    async def check_workers(self) -> None:
+        self.workers_asked += 1
+        if self.workers_error is not None:
+            raise self.workers_error
+
+    def probe(self, *tasks: str, address: Address | None = None, **more: Any) -> SelfProbe:
+        target = Target(
+            self,
+            address or Address("127.0.0.1", 1),
+            "demo",
+            tasks or ("generate",),
+            self.tokenizer,
+            check_workers=self.check_workers,
+            **more,
+        )
+        return SelfProbe(lambda: target, WARM_UP)
 
 
-@contextlib.asynccontextmanager
-async def serving(service: Service, sock: socket.socket) -> AsyncIterator[None]:
-    server = uvicorn.Server(uvicorn.Config(service, lifespan="off", log_config=None))
-    running = asyncio.create_task(server.serve(sockets=[sock]))
-    try:
-        async with asyncio.timeout(30):
-            while not server.started:
-                await asyncio.sleep(0)
-        yield
-    finally:
-        server.should_exit = True
-        await running
+def run(scenario: Coroutine[Any, Any, Any]) -> Any:
+    async def bounded() -> Any:
+        async with asyncio.timeout(60):
+            return await scenario
+
+    return asyncio.run(bounded())
 
 
-Scenario = Callable[[Service], Coroutine[Any, Any, None]]
+async def with_listener(use: Callable[[Address], Coroutine[Any, Any, Any]], says: bytes) -> Any:
+    """Something on loopback that says this to whoever connects, and closes."""
 
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(says)
+        writer.close()
 
-@pytest.fixture(params=["tcp", "uds"])
-def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Runs a scenario against a service, on TCP and on a Unix socket."""
-
-    def run(scenario: Scenario, **told: Any) -> Service:
-        async def main() -> Service:
-            if request.param == "tcp":
-                sock = socket.create_server(("127.0.0.1", 0))
-                address = Address("127.0.0.1", sock.getsockname()[1])
-            else:
-                sock = socket.socket(socket.AF_UNIX)
-                path = str(tmp_path / "main.sock")
-                sock.bind(path)
-                address = Address(uds=path)
-            service = Service(address=address, **told)
-            async with serving(service, sock):
-                await scenario(service)
-            return service
-
-        return asyncio.run(main())
-
-    yield run
-
-
-def refused_address(kind: str, tmp_path: Path) -> Address:
-    """Where nobody listens."""
-    if kind == "uds":
-        return Address(uds=str(tmp_path / "none.sock"))
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return Address("127.0.0.1", sock.getsockname()[1])
+    server = await asyncio.start_server(say, "127.0.0.1", 0)
+    async with server:
+        return await use(Address("127.0.0.1", server.sockets[0].getsockname()[1]))
 
 
 # --- health
 
 
-@pytest.mark.parametrize(
-    ("status", "healthy"), [(200, True), (503, False), (500, False), (204, False), (307, False)]
-)
-def test_health_is_200_and_nothing_else(
-    serve: Callable[..., Service], status: int, healthy: bool
-) -> None:
-    async def scenario(service: Service) -> None:
-        assert await service.probe().health() is healthy
+@pytest.mark.parametrize("status", [200, 204, 307, 500, 503])
+def test_health_is_200_and_nothing_else_and_says_what_came_instead(status: int) -> None:
+    service = Service(status=status, document="too hot")
 
-    assert serve(scenario, status=status).asked == [("GET", "/health")]
+    async def look(address: Address) -> None:
+        found = await service.probe(address=address).health()
+        assert found.passed is (status == 200)
+        if status != 200:
+            assert found.problem == f"/health got {status}: too hot"
 
-
-@pytest.mark.parametrize("kind", ["tcp", "uds"])
-def test_not_being_answered_is_no(kind: str, tmp_path: Path) -> None:
-    address = refused_address(kind, tmp_path)
-    probe = Service(address=address).probe()
-    assert asyncio.run(probe.health()) is False
+    run(with_listener(look, b"HTTP/1.1 503 Service Unavailable\r\n"))
+    assert service.asked == [("GET", "/health")]
 
 
-def test_a_server_that_hangs_up_is_no() -> None:
-    async def main() -> None:
-        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.close()
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 401 Unauthorized\r\n"])
+def test_any_answer_of_the_main_port_is_one(answer: bytes) -> None:
+    async def look(address: Address) -> None:
+        assert (await Service().probe(address=address).health()).passed
 
-        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-        async with server:
-            address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-            assert await Service(address=address).probe().health() is False
-
-    asyncio.run(main())
+    run(with_listener(look, answer))
 
 
-@pytest.mark.parametrize(
-    ("more", "authorization"), [({}, None), ({"api_key": "secret"}, "Bearer secret")]
-)
-def test_our_requests_carry_our_pass_and_the_key(
-    serve: Callable[..., Service], more: dict[str, str], authorization: str | None
-) -> None:
-    """Past the gate by the one, past vLLM's own authentication by the other."""
+def test_a_main_port_that_is_not_served_is_not_healthy() -> None:
+    """READY promises that clients can connect, however well the engine is."""
 
-    async def scenario(service: Service) -> None:
-        probe = service.probe(**more)
-        for ask in (probe.health, probe.warm_up, probe.canary):
-            await ask()
-            assert service.headers[PASS_HEADER.decode()] == "the-pass"
-            assert service.headers.get("authorization") == authorization
+    async def look(address: Address) -> str:
+        return (await Service().probe(address=address).health()).problem
 
-    serve(scenario)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        nobody = Address("127.0.0.1", sock.getsockname()[1])
+    assert "refused" in run(look(nobody)).lower()
+    assert "without an answer" in run(with_listener(look, b""))
+    assert "not HTTP" in run(with_listener(look, b"SSH-2.0-OpenSSH\r\n"))
+
+
+def test_an_app_that_raises_or_is_missing_is_not_healthy() -> None:
+    service = Service(error=RuntimeError("no engine"))
+    assert "no engine" in run(service.probe().health()).problem
+    target = Target(None, Address(), "demo", ("generate",))
+    assert "no app" in run(SelfProbe(lambda: target, WARM_UP).health()).problem
+
+
+# --- past what is outside
+
+
+def test_no_middleware_of_the_outside_is_asked() -> None:
+    """One wants a header, one refuses 127.0.0.1, one blocks: none of them says anything of the
+    engine."""
+    app = FastAPI(root_path="/api")
+    met: list[str] = []
+
+    class WantsHeader:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            met.append("class")
+            await JSONResponse({"error": "who are you"}, 403)(scope, receive, send)
+
+    async def refuse_loopback(request: Any, call_next: Any) -> Any:
+        met.append("function")
+        return JSONResponse({"error": "not from here"}, 403)
+
+    app.add_middleware(WantsHeader)
+    app.middleware("http")(refuse_loopback)
+
+    async def health() -> dict[str, str]:
+        return {}
+
+    async def complete(body: dict[str, Any]) -> dict[str, Any]:
+        return COMPLETION
+
+    app.add_api_route("/health", health)
+    app.add_api_route("/v1/completions", complete, methods=["POST"])
+
+    async def look(address: Address) -> None:
+        target = Target(below_middleware(app), address, "demo", ("generate",))
+        probe = SelfProbe(lambda: target, WARM_UP)
+        assert (await probe.health()).passed
+        await probe.warm_up()
+        await probe.canary()
+        await probe.token()
+
+    run(with_listener(look, b"HTTP/1.1 503 Service Unavailable\r\n"))
+    assert met == []
+
+
+def test_the_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    service = Service()
+    run(service.probe().warm_up())
+    assert service.asked == [("POST", "/v1/completions")]
+
+
+def test_requests_have_the_state_of_the_apps_start_up() -> None:
+    service = Service()
+    run(service.probe(state={"made": "at start-up"}).warm_up())
+    assert service.scope["state"] == {"made": "at start-up"}
 
 
 # --- which request
@@ -188,16 +227,29 @@ def test_each_kind_of_model_has_a_request(
         assert (call[1]["temperature"], call[1]["max_tokens"]) == (0.0, 3)
 
 
+@pytest.mark.parametrize("tasks", [("generate",), ("embed",), ("classify",), ("token_embed",)])
+def test_an_engine_without_a_tokenizer_is_asked_by_token_ids(tasks: tuple[str, ...]) -> None:
+    """Small ones: vLLM 0.32 does not check them then, and one too large ends the engine."""
+    call = request_for(tasks, "demo", WARM_UP, by_ids=True)
+    assert call is not None
+    ids = call[1].get("prompt") or call[1]["input"]
+    assert ids
+    assert all(isinstance(i, int) and 0 < i < 10 for i in ids)
+
+
 @pytest.mark.parametrize("tasks", [(), ("transcription",), ("render",)])
 def test_a_model_without_a_small_request_is_not_warmed_up(tasks: tuple[str, ...]) -> None:
-    """It is said, and nothing is asked: no server is there in this test."""
     assert request_for(tasks, "demo", WARM_UP) is None
-    target = Target(Address("127.0.0.1", 1), "demo", tasks, "the-pass")
-    probe = HttpProbe(lambda: target, WARM_UP)
+    service = Service()
+    target = Target(service, Address(), "demo", tasks, check_workers=service.check_workers)
+    probe = SelfProbe(lambda: target, WARM_UP)
     with capture_logs() as logs:
-        asyncio.run(probe.warm_up())
-        asyncio.run(probe.canary())
+        run(probe.warm_up())
+        run(probe.canary())
     assert [entry["event"] for entry in logs] == ["warm_up_skipped"] * 2
+    assert service.asked == []
+    run(probe.token())
+    assert service.workers_asked == 1, "its processes are asked all the same"
 
 
 # --- warm-up and canary
@@ -207,15 +259,18 @@ def test_a_model_without_a_small_request_is_not_warmed_up(tasks: tuple[str, ...]
     ("tasks", "document", "essence"),
     [
         ("generate", COMPLETION, [" world"]),
+        ("generate", {"choices": [{"text": "", "token_ids": [5, 6]}]}, [[5, 6]]),
         ("embed", {"id": "x", "data": [{"embedding": [0.5]}]}, [{"embedding": [0.5]}]),
     ],
 )
 def test_the_first_warm_up_is_what_the_canary_expects(
-    serve: Callable[..., Service], tasks: str, document: dict[str, Any], essence: Any
+    tasks: str, document: dict[str, Any], essence: Any
 ) -> None:
     """Without ids and times, which differ each time. A different answer is logged, not judged."""
+    service = Service(document=document)
+    other = {"data": [{"embedding": [1]}]} if tasks == "embed" else {"choices": [{"text": "x"}]}
 
-    async def scenario(service: Service) -> None:
+    async def scenario() -> None:
         probe = service.probe(tasks)
         await probe.warm_up()
         assert probe.expected == essence
@@ -223,91 +278,169 @@ def test_the_first_warm_up_is_what_the_canary_expects(
             service.document = {**document, "id": "another", "created": 2}
             await probe.canary()
             assert logs == []
-            service.document = {"data": [], **({"choices": []} if tasks == "generate" else {})}
+            service.document = other
             await probe.warm_up()
             assert probe.expected == essence
             await probe.canary()
         assert [entry["event"] for entry in logs] == ["canary_differs"]
 
-    service = serve(scenario, document=document)
+    run(scenario())
     assert len(service.asked) == 4
     assert all(body == service.bodies[0] for body in service.bodies), "one and the same question"
 
 
 @pytest.mark.parametrize("ask", ["warm_up", "canary"])
 @pytest.mark.parametrize("status", [400, 404, 500, 503])
-def test_an_answer_that_is_not_200_is_an_error(
-    serve: Callable[..., Service], ask: str, status: int
-) -> None:
+def test_an_answer_that_is_not_200_is_an_error(ask: str, status: int) -> None:
     """With the path, the status and the beginning of what the server said."""
-    said = '{"error": "no such model"}' + "x" * 10_000
-
-    async def scenario(service: Service) -> None:
-        probe = service.probe()
-        with pytest.raises(StartError) as caught:
-            await getattr(probe, ask)()
-        error = caught.value
-        assert (error.code, error.exit_code) == ("warm_up_failed", ExitCode.ENGINE_START_FAILED)
-        assert f"/v1/completions got {status}" in error.message
-        assert (error.root_cause or "").startswith('{"error": "no such model"}')
-        assert len(error.line()) < 1000
-        assert probe.expected is None
-
-    serve(scenario, status=status, document=said)
-
-
-@pytest.mark.parametrize("kind", ["tcp", "uds"])
-@pytest.mark.parametrize("ask", ["warm_up", "canary"])
-def test_a_server_that_is_gone_is_an_error_of_ours(kind: str, ask: str, tmp_path: Path) -> None:
-    """A start that fails says what failed, in one line, with a code."""
-    probe = Service(address=refused_address(kind, tmp_path)).probe()
+    probe = Service(status, '{"error": "no such model"}' + "x" * 10_000).probe()
     with pytest.raises(StartError) as caught:
-        asyncio.run(getattr(probe, ask)())
+        run(getattr(probe, ask)())
+    error = caught.value
+    assert (error.code, error.exit_code) == ("warm_up_failed", ExitCode.ENGINE_START_FAILED)
+    assert f"/v1/completions got {status}" in error.message
+    assert (error.root_cause or "").startswith('{"error": "no such model"}')
+    assert len(error.line()) < 1000
+    assert probe.expected is None
+
+
+ABORTED = {"choices": [{"text": "", "finish_reason": "abort"}], "usage": {"completion_tokens": 0}}
+
+
+@pytest.mark.parametrize("document", [ABORTED, {"data": []}, {}, [], "not JSON", '"text"'])
+def test_an_answer_without_output_warms_nothing_up(document: Any) -> None:
+    with pytest.raises(StartError, match="got 200 without any output"):
+        run(Service(document=document).probe().warm_up())
+
+
+@pytest.mark.parametrize("ask", ["warm_up", "canary"])
+def test_an_app_that_raises_is_an_error_of_ours(ask: str) -> None:
+    """A start that fails reports what failed, in one line, with a code."""
+    probe = Service(error=ValueError("within the app")).probe()
+    with pytest.raises(StartError) as caught:
+        run(getattr(probe, ask)())
     assert caught.value.code == "warm_up_failed"
     assert "/v1/completions" in caught.value.message
-    assert caught.value.root_cause
+    assert "within the app" in (caught.value.root_cause or "")
 
 
-def test_the_target_is_asked_for_each_time(serve: Callable[..., Service]) -> None:
+def test_the_target_is_asked_for_each_time() -> None:
     """The address is known after the bind, the tasks after the engine's start."""
-
-    async def scenario(service: Service) -> None:
-        targets = [
-            Target(service.address, name, tasks, "the-pass")
-            for name, tasks in (("one", ("generate",)), ("two", ("embed",)))
-        ]
-        current = targets[0]
-        probe = HttpProbe(lambda: current, WARM_UP)
-        await probe.warm_up()
-        current = targets[1]
-        await probe.warm_up()
-        assert [body["model"] for body in service.bodies] == ["one", "two"]
-        assert [path for _, path in service.asked] == ["/v1/completions", "/v1/embeddings"]
-
-    serve(scenario)
+    service = Service(document={**COMPLETION, "data": [1]})
+    targets = [
+        Target(service, Address(), name, tasks)
+        for name, tasks in (("one", ("generate",)), ("two", ("embed",)))
+    ]
+    waiting = iter(targets)
+    probe = SelfProbe(lambda: next(waiting), WARM_UP)
+    run(probe.warm_up())
+    run(probe.warm_up())
+    assert [body["model"] for body in service.bodies] == ["one", "two"]
+    assert [path for _, path in service.asked] == ["/v1/completions", "/v1/embeddings"]
 
 
-def test_an_unfinished_request_can_be_cancelled(serve: Callable[..., Service]) -> None:
-    """It has no deadline of its own, as the first one may compile for minutes: the caller's ends
-    it, and closes its connection."""
+# --- the watchdog's token
 
-    async def scenario(service: Service) -> None:
-        asked = asyncio.Event()
-        gone = asyncio.Event()
 
-        async def never(self: Service, scope: Any, receive: Any, send: Any) -> None:
-            asked.set()
-            while (await receive())["type"] != "http.disconnect":
+@pytest.mark.parametrize(
+    ("document", "shows"),
+    [
+        (COMPLETION, True),
+        ({"choices": [{"text": ""}], "usage": {"completion_tokens": 1}}, True),
+        ({"choices": [{"text": "", "token_ids": [4]}]}, True),
+        ({"data": [{"embedding": [1.0]}]}, True),
+        (ABORTED, False),
+        ({"error": {"message": "no"}}, False),
+        ({"choices": "text"}, False),
+        ({"choices": [3]}, False),
+        (None, False),
+    ],
+)
+def test_only_output_shows_that_an_engine_works(document: Any, shows: bool) -> None:
+    assert shows_work(document) is shows
+
+
+def test_a_token_that_comes_asks_nobody_else() -> None:
+    service = Service()
+    run(service.probe().token())
+    assert (service.bodies[0]["max_tokens"], service.workers_asked) == (1, 0)
+
+
+@pytest.mark.parametrize(("status", "document"), [(400, "no"), (503, "scaling"), (200, ABORTED)])
+def test_a_token_that_is_refused_proves_nothing_so_the_processes_are_asked(
+    status: int, document: Any
+) -> None:
+    """The API refuses without an engine. It is logged once, however often it happens."""
+    service = Service(status, document)
+    probe = service.probe()
+    with capture_logs() as logs:
+        run(probe.token())
+        run(probe.token())
+    assert service.workers_asked == 2
+    assert [entry["event"] for entry in logs] == ["token_refused"]
+    service.workers_error = RuntimeError("a worker says that it is not well")
+    with pytest.raises(RuntimeError, match="not well"):
+        run(probe.token())
+
+
+def test_a_token_that_is_refused_waits_for_processes_that_are_stuck() -> None:
+    """Silence is what the watchdog measures: a refusal must not stand in its way."""
+    service = Service(400, "no")
+
+    async def stuck() -> None:
+        await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        target = Target(service, Address(), "demo", ("generate",), check_workers=stuck)
+        asking = asyncio.create_task(SelfProbe(lambda: target, WARM_UP).token())
+        while not service.asked:
+            await asyncio.sleep(0)
+        done, _ = await asyncio.wait({asking}, timeout=0.05)
+        assert not done
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    run(scenario())
+
+
+def test_without_a_way_below_the_api_a_refused_token_is_an_error() -> None:
+    target = Target(Service(400, "no"), Address(), "demo", ("generate",))
+    with pytest.raises(StartError, match="got 400"):
+        run(SelfProbe(lambda: target, WARM_UP).token())
+
+
+# --- a question that nobody waits for any more
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_an_unfinished_request_can_be_cancelled(listens: bool) -> None:
+    """It has no deadline of its own, as the first one may compile for minutes. The app sees a
+    client that hangs up, and is cancelled where it does not look; nothing of it is left."""
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        try:
+            while listens and (await receive())["type"] != "http.disconnect":
                 pass
-            gone.set()
+            if not listens:
+                await asyncio.Event().wait()
+        finally:
+            ended.set()
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Service, "__call__", never)
-            asking = asyncio.create_task(service.probe().warm_up())
-            await asyncio.wait_for(asked.wait(), 30)
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-            await asyncio.wait_for(gone.wait(), 30)
+    async def scenario() -> None:
+        target = Target(app, Address(), "demo", ("generate",))
+        asking = asyncio.create_task(SelfProbe(lambda: target, WARM_UP).warm_up())
+        await asked.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert ended.is_set()
+        await asyncio.sleep(0)  # the loop's turn in which cancelled tasks end
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    serve(scenario)
+    async def main() -> None:
+        async with asyncio.timeout(60):
+            await scenario()
+
+    asyncio.run(main())

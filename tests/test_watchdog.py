@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
 from ichat_lifecycle.config import Health
@@ -354,10 +355,34 @@ def test_a_token_that_comes_late_ends_the_hang() -> None:
     assert [kind for at, kind in seen.said if at > 32] == [IDLE] * 2
 
 
-def test_a_refused_token_is_an_answer() -> None:
-    seen = watch(Rpc(token_error=RuntimeError("503")), 40, TOKENS)
-    assert seen.rpc.tokens == [15, 30]
+def test_a_refused_token_is_no_hang_and_proves_nothing() -> None:
+    """The next question follows after the interval of probes, and the log has one line."""
+    rpc = Rpc(token_error=RuntimeError("400"))
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(28)
+        rpc.token_error = None
+        await asyncio.sleep(20)
+
+    with capture_logs() as logs:
+        seen = watch(rpc, script, TOKENS)
+    assert rpc.tokens == [15, 20, 25, 30, 45]
     assert set(kinds(seen)) == {IDLE}
+    assert [entry["event"] for entry in logs] == ["token_failed"]
+
+
+def test_an_engine_that_hangs_after_a_refused_token_is_found() -> None:
+    """An answer that needs no engine must not reset the silence of one that hangs."""
+    rpc = Rpc(token_error=RuntimeError("400"))
+
+    async def script(seen: Watch) -> None:
+        await asyncio.sleep(16)
+        rpc.token_takes_s = 1e6  # the next one has to reach the workers, and they are stuck
+        await asyncio.sleep(20)
+
+    seen = watch(rpc, script, TOKENS)
+    assert rpc.tokens == [15, 20]
+    assert next(at for at, kind in seen.said if kind == HUNG) == 30
 
 
 @pytest.mark.parametrize("blocked_s", [5.0, 30.0, 300.0])

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import hmac
 import json
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +44,6 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 READING_METHODS = frozenset({"GET", "HEAD"})
 
 TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
-PASS_HEADER = b"x-ichat-lifecycle-pass"
 
 
 @dataclass(slots=True, eq=False)  # two requests are never the same one
@@ -90,13 +88,12 @@ class Gate:
         self._empty.set()
         self._key_hashes: tuple[bytes, ...] = ()
         self.root_path = ""
-        self.pass_token = secrets.token_hex(16)
         self.app: App | None = None
         self.app_state: dict[str, Any] = {}
 
     @property
     def in_flight(self) -> int:
-        """Requests that passed and are not answered in full; our own probes aside."""
+        """Requests that passed and are not answered in full; the worker's own never come here."""
         return len(self._requests)
 
     def require_keys(self, keys: tuple[str, ...]) -> None:
@@ -116,10 +113,8 @@ class Gate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, app = route_path(scope["path"], self.root_path), self.app
-        own = _is_own_path(path)
-        if not own and app is not None and self._is_own_probe(scope):
-            await self._pass_untracked(app, scope, receive, send)
-        elif not (own or self._answers_health(scope)) and app and self._may_pass(scope, path):
+        ours = _is_own_path(path) or self._answers_health(scope)
+        if app is not None and not ours and self._may_pass(scope, path):
             await self._pass(app, scope, receive, send)
         else:
             await self._with_headers(self._answer, scope, receive, send)
@@ -167,10 +162,6 @@ class Gate:
             return False
         return method in SAFE_METHODS or path in WAKING_PATHS
 
-    def _is_own_probe(self, scope: Scope) -> bool:
-        given = next((v for k, v in scope["headers"] if k == PASS_HEADER), b"")
-        return bool(given) and hmac.compare_digest(given, self.pass_token.encode())
-
     def _has_key(self, scope: Scope) -> bool:
         if not self._key_hashes:
             return True
@@ -182,10 +173,6 @@ class Gate:
         return any(hmac.compare_digest(digest, known) for known in self._key_hashes)
 
     # --- passing
-
-    async def _pass_untracked(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {**self.app_state, **scope.get("state", {})}
-        await app(scope, receive, send)
 
     async def _pass(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
@@ -203,7 +190,8 @@ class Gate:
         self._requests.add(request)
         self._empty.clear()
         try:
-            await self._pass_untracked(app, scope, receive, watching_send)
+            scope["state"] = {**self.app_state, **scope.get("state", {})}
+            await app(scope, receive, watching_send)
         except asyncio.CancelledError:
             if not request.cut:
                 raise

@@ -1,59 +1,97 @@
-"""Requests to ourselves over the real socket: `/health`, the warm-up, the canary."""
+"""Questions of the worker to itself: `/health`, the warm-up, the canary, the watchdog's token.
+
+Each goes to vLLM's app within the process, below the middleware of the outside (see inner_app): it
+shows whether the engine works, which does not depend on who is let in. `health` alone also looks
+at the main port from outside (see front_door), because READY promises that clients can connect.
+"""
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import structlog
 
-from ichat_lifecycle.adapters.gate import PASS_HEADER
+from ichat_lifecycle.adapters.front_door import knock
+from ichat_lifecycle.adapters.inner_app import inner_client
+from ichat_lifecycle.adapters.questions import essence, request_for, shows_work
+from ichat_lifecycle.adapters.refusal import App
 from ichat_lifecycle.config import WarmUp
 from ichat_lifecycle.errors import StartError
-from ichat_lifecycle.ports import Address
+from ichat_lifecycle.ports import Address, HealthCheck
 
 log = structlog.get_logger("ichat_lifecycle.probe")
+
+HEALTH_TIMEOUT_S = 5.0
+CAUSE_LIMIT = 500  # characters of an answer in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask and how. `client_cert` is a (certificate, key) pair for a server that asks for
-    one: our own, since we are our own client."""
+    """Whom to ask and how.
 
+    Attributes:
+        app: vLLM's app below its middleware; None while there is none.
+        state: what the app's start-up has left for its requests.
+        address: where the main port listens, for a look from outside.
+        tokenizer: whether the engine has one; else prompts are given as token ids.
+        check_workers: has each process of the engine answer, for an engine that refuses the request
+            for a token; raises where one cannot.
+    """
+
+    app: App | None
     address: Address
     model: str
     tasks: Sequence[str]
-    pass_token: str
-    api_key: str | None = None
-    client_cert: tuple[str, str] | None = None
+    tokenizer: bool = True
+    state: Mapping[str, Any] = field(default_factory=dict)
+    check_workers: Callable[[], Awaitable[None]] | None = None
 
 
-class HttpProbe:
-    """The `Probe` port. Its first warm-up's output is the canary's expected answer."""
+class _Refused(StartError):
+    """A question was answered, and the answer shows no output of the engine."""
+
+    default_code = "warm_up_failed"
+
+
+class SelfProbe:
+    """The `Probe` port. Its first warm-up's output is the canary's expected answer.
+
+    Args:
+        target: asked before each question: the address is known after the bind, the app later.
+    """
 
     def __init__(self, target: Callable[[], Target], warm_up: WarmUp) -> None:
         self._target = target
         self._warm_up = warm_up
+        self._refused = ""  # why the last token was; logged once
         self.expected: Any = None
 
-    async def health(self) -> bool:
-        """Whether `/health` answered 200; not being answered at all is no."""
+    async def health(self) -> HealthCheck:
+        """Whether `/health` answers 200, and the main port answers at all."""
+        target = self._target()
+        if target.app is None:
+            return HealthCheck("no app is attached")
         try:
-            async with self._client(timeout_s=5.0) as client:
-                return (await client.get("/health")).status_code == httpx.codes.OK
-        except httpx.TransportError:
-            return False
+            async with inner_client(target.app, target.state, HEALTH_TIMEOUT_S) as client:
+                response = await client.get("/health")
+        except TimeoutError:
+            return HealthCheck(f"/health got no answer within {HEALTH_TIMEOUT_S:g} s")
+        except Exception as error:
+            return HealthCheck(f"/health failed: {error!r}")
+        if response.status_code != httpx.codes.OK:
+            return HealthCheck(f"/health got {_told(response)}")
+        return HealthCheck(await knock(target.address))
 
     async def warm_up(self) -> None:
         """One greedy request, by whatever API this model has.
 
         Raises:
-            StartError: the request was not answered with 200.
+            StartError: the answer was not 200, or shows no output.
         """
-        answer = await self._ask(self._warm_up)
+        answer = await self._ask()
         if self.expected is None:
             self.expected = answer
 
@@ -61,98 +99,94 @@ class HttpProbe:
         """One greedy request; an answer that differs is logged, not judged: batches change bits.
 
         Raises:
-            StartError: the request was not answered with 200.
+            StartError: the answer was not 200, or shows no output.
         """
-        answer = await self._ask(self._warm_up)
+        answer = await self._ask()
         if self.expected is not None and answer != self.expected:
             log.warning("canary_differs", expected=str(self.expected), got=str(answer))
 
     async def token(self) -> None:
-        """A request for one token, without our pass: refused where any client's would be.
+        """Has the engine generate one token, or else has each of its processes answer.
+
+        A refusal by the API proves nothing of the engine. Which request a model takes is up to its
+        flags and plugins, so where this one is refused the processes are asked below the API.
 
         Raises:
-            StartError: the request was not answered with 200.
+            StartError: neither is to be had. That is no silence, and proves nothing either.
         """
-        await self._ask(self._warm_up.model_copy(update={"max_tokens": 1}), passing=False)
-
-    async def _ask(self, warm_up: WarmUp, *, passing: bool = True) -> Any:
         target = self._target()
-        call = request_for(target.tasks, target.model, warm_up)
-        if call is None:
+        try:
+            await self._output_of(target, self._warm_up.model_copy(update={"max_tokens": 1}))
+        except _Refused as error:
+            if target.check_workers is None:
+                raise
+            self._note_refusal(error)
+            await target.check_workers()
+        else:
+            self._refused = ""
+
+    def _note_refusal(self, error: StartError) -> None:
+        if self._refused != error.line():
+            self._refused = error.line()
+            log.warning("token_refused", error=error.message, cause=error.root_cause)
+
+    async def _ask(self) -> Any:
+        target = self._target()
+        if not _request_for(target, self._warm_up):
             log.info("warm_up_skipped", tasks=list(target.tasks))
             return None
+        return essence(await self._output_of(target, self._warm_up))
+
+    async def _output_of(self, target: Target, warm_up: WarmUp) -> Any:
+        """The answer to the request of this model, which has to show output.
+
+        The deadline is the caller's: a first request may compile for minutes.
+
+        Raises:
+            _Refused: an answer came, but no output.
+            StartError: no answer came.
+        """
+        call = _request_for(target, warm_up)
+        if call is None:
+            raise _Refused("there is no small request for a model of this kind")
         path, body = call
-        # The deadline is the lifecycle's: a first request may compile for minutes.
-        try:
-            async with self._client(timeout_s=None, passing=passing) as client:
-                response = await client.post(path, json=body)
-        except httpx.TransportError as error:
-            raise StartError(
-                f"the warm-up request to {path} got no answer",
-                code="warm_up_failed",
-                root_cause=repr(error),
-            ) from error
-        if response.status_code != httpx.codes.OK:
-            raise StartError(
-                f"the warm-up request to {path} got {response.status_code}",
-                code="warm_up_failed",
-                root_cause=response.text[:500],
+        response = await _post(target, path, body)
+        answered = response.status_code == httpx.codes.OK
+        document = _json(response) if answered else None
+        if not shows_work(document):
+            without = " without any output" if answered else ""
+            raise _Refused(
+                f"the warm-up request to {path} got {response.status_code}{without}",
+                root_cause=response.text[:CAUSE_LIMIT],
             )
-        return _essence(response.json())
-
-    def _client(self, timeout_s: float | None, *, passing: bool = True) -> httpx.AsyncClient:
-        target = self._target()
-        headers = {PASS_HEADER.decode(): target.pass_token} if passing else {}
-        if target.api_key:
-            headers["Authorization"] = f"Bearer {target.api_key}"
-        uds = target.address.uds
-        transport = httpx.AsyncHTTPTransport(uds=uds, verify=_tls(target))
-        scheme = "https" if target.address.tls else "http"
-        base = f"{scheme}://localhost" if uds else target.address.url
-        return httpx.AsyncClient(
-            transport=transport, base_url=base, headers=headers, timeout=timeout_s
-        )
+        return document
 
 
-def _tls(target: Target) -> ssl.SSLContext | bool:
-    if not target.address.tls:
-        return False  # the default context would cost 40 ms of the loop, for nothing
-    # We talk to our own socket by an address that its certificate need not name.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    if target.client_cert is not None:
-        context.load_cert_chain(*target.client_cert)
-    return context
+def _request_for(target: Target, warm_up: WarmUp) -> tuple[str, dict[str, Any]] | None:
+    return request_for(target.tasks, target.model, warm_up, by_ids=not target.tokenizer)
 
 
-def request_for(
-    tasks: Sequence[str], model: str, warm_up: WarmUp
-) -> tuple[str, dict[str, Any]] | None:
-    """The request that exercises a model with these tasks; None where there is none (speech)."""
-    if "generate" in tasks:
-        return "/v1/completions", {
-            "model": model,
-            "prompt": warm_up.prompt,
-            "max_tokens": warm_up.max_tokens,
-            "temperature": 0.0,
-            "seed": 0,
-        }
-    if "embed" in tasks:
-        return "/v1/embeddings", {"model": model, "input": warm_up.prompt}
-    if "classify" in tasks:
-        return "/classify", {"model": model, "input": warm_up.prompt}
-    if any(task in tasks for task in ("score", "token_classify", "token_embed", "encode")):
-        task = next(t for t in ("token_embed", "token_classify", "encode", "score") if t in tasks)
-        if task == "score":
-            body = {"model": model, "text_1": warm_up.prompt, "text_2": warm_up.prompt}
-            return "/score", body
-        return "/pooling", {"model": model, "input": warm_up.prompt}
-    return None
+async def _post(target: Target, path: str, body: Mapping[str, Any]) -> httpx.Response:
+    try:
+        if target.app is None:
+            raise RuntimeError("no app is attached")
+        async with inner_client(target.app, target.state, None) as client:
+            return await client.post(path, json=dict(body))
+    except Exception as error:
+        raise StartError(
+            f"the warm-up request to {path} got no answer",
+            code="warm_up_failed",
+            root_cause=repr(error),
+        ) from error
 
 
-def _essence(document: dict[str, Any]) -> Any:
-    """What of an answer is the same for the same question: not ids, times or log fields."""
-    if "choices" in document:
-        return [choice.get("text") for choice in document["choices"]]
-    return document.get("data")
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _told(response: httpx.Response) -> str:
+    text = " ".join(response.text[:CAUSE_LIMIT].split())
+    return f"{response.status_code}: {text}" if text else str(response.status_code)

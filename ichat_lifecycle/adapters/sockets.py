@@ -251,7 +251,9 @@ class SocketBinder:
 
     Attributes:
         bound: the address it listens on, with the real port where 0 was asked for; None while it
-            does not. `inside` is the same: where the worker asks itself.
+            does not.
+        inside: the same as a numeric address: where the worker looks at itself. A name may resolve
+            elsewhere by now.
     """
 
     def __init__(self, address: Callable[[], Address]) -> None:
@@ -259,10 +261,7 @@ class SocketBinder:
         self._sock: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
         self.bound: Address | None = None
-
-    @property
-    def inside(self) -> Address | None:
-        return self.bound
+        self.inside: Address | None = None
 
     async def bind(self) -> socket.socket:
         """Raises AddressError when the address is taken or not allowed."""
@@ -277,14 +276,17 @@ class SocketBinder:
         self._sock = listening_socket(host, address.port, address.uds)
         if address.uds:
             self._inode = _inode(address.uds)
-            self.bound = address
+            self.bound = self.inside = address
         else:
-            self.bound = replace(address, port=self._sock.getsockname()[1])
+            ip, port, *_ = self._sock.getsockname()
+            self.bound = replace(address, port=port)
+            self.inside = replace(self.bound, host=ip)
         return self._sock
 
     async def release(self) -> None:
         """Closes the socket and removes its file, if that is still ours. Safe without a bind."""
         sock, bound, self._sock, self.bound = self._sock, self.bound, None, None
+        self.inside = None
         if bound is not None and bound.uds and _inode(bound.uds) == self._inode:
             # Before the close: an open socket keeps its inode number from being used again.
             _remove(bound.uds)

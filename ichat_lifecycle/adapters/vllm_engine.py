@@ -346,6 +346,16 @@ class VllmEngine:
         values = _metrics(_MOVING)
         return tuple(values.items()) if values else None
 
+    @property
+    def tokenizer(self) -> bool:
+        """Whether the engine has one: `--skip-tokenizer-init` and `--tokens-only` leave it out."""
+        config = getattr(self.client, "model_config", None)
+        return not getattr(config, "skip_tokenizer_init", False)
+
+    async def check_workers(self) -> None:
+        """Has each worker process answer, through EngineCore; never returns while one is stuck."""
+        await self.client.collective_rpc("check_health")
+
     async def is_sleeping(self) -> bool:
         return bool(await self.client.is_sleeping())
 

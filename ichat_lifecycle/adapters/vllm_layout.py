@@ -128,6 +128,7 @@ METHODS: Mapping[str, tuple[Symbol, tuple[str, ...]]] = {
     "reset_mm_cache": (_ASYNC_LLM, ()),
     "get_supported_tasks": (_ASYNC_LLM, ()),
     "list_loras": (_ASYNC_LLM, ()),
+    "collective_rpc": (_ASYNC_LLM, ("method",)),
 }
 
 # Imported one by one, so that a stop during the import (8 s of a start) is noticed between two.

@@ -73,6 +73,7 @@ class EngineWatchdog:
         self._moved_s = 0.0  # when progress was seen
         self._progressed = False  # since the last verdict
         self._unblocked_s = 0.0  # when our own loop turned again
+        self._token_error = ""  # why the last token failed; logged once
         self._compiled_s = 0.0  # when the engine was last seen to compile
 
     async def start(self, on_verdict: VerdictReport) -> None:
@@ -157,10 +158,14 @@ class EngineWatchdog:
 
     async def _ask_token(self) -> None:
         answer = await self._outwait(TOKEN, self._senses.token())
-        self._moved_s = self._now()
-        if (error := error_of(answer)) is not None:
-            # An answer all the same: a refusal or an error is not silence.
-            log.warning("token_failed", error=repr(error))
+        if (error := error_of(answer)) is None:
+            self._moved_s, self._token_error = self._now(), ""
+            return
+        # No silence, so it is no miss; and no proof, so it is asked again soon.
+        if self._token_error != repr(error):
+            self._token_error = repr(error)
+            log.warning("token_failed", error=self._token_error)
+        await asyncio.sleep(self._health.interval)
 
     # --- silence
 

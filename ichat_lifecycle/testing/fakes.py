@@ -13,6 +13,7 @@ from ichat_lifecycle.ports import (
     Case,
     Fault,
     FaultReport,
+    HealthCheck,
     PhaseReport,
     Ports,
     Verdict,
@@ -314,9 +315,10 @@ class FakeServer:
 class FakeProbe:
     world: FakeWorld
 
-    async def health(self) -> bool:
+    async def health(self) -> HealthCheck:
         outcome = await self.world.play("probe.health")
-        return self.world.health and not outcome.says_no
+        well = self.world.health and not outcome.says_no
+        return HealthCheck("" if well else "/health got 503")
 
     async def warm_up(self) -> None:
         await self.world.ask_engine("probe.warm_up")

@@ -1,0 +1,55 @@
+"""SERVING: what has to be shown before a worker is READY. Runs in the writer's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ichat_lifecycle.errors import DeadlineError
+from ichat_lifecycle.ports import Probe
+
+if TYPE_CHECKING:
+    from ichat_lifecycle.lifecycle import Lifecycle
+
+
+class Readiness:
+    """The proof of readiness, anew for each engine."""
+
+    def __init__(self, life: Lifecycle, probe: Probe) -> None:
+        self._life = life
+        self._probe = probe
+        self._last = ""  # what stood in the way when it was last looked at
+
+    async def prove(self) -> None:
+        """Waits for `/health` and the main port, then warms up.
+
+        Raises:
+            StartError: a warm-up request was not answered as it should be.
+            DeadlineError: `start.ready_timeout` has passed; its root cause is what came instead.
+        """
+        timeout_s = self._life.settings.start.ready_timeout
+        try:
+            with self._life.deadline(timeout_s, "proving readiness"):
+                await self._await_health()
+                await self._warm_up()
+        except DeadlineError as error:
+            error.root_cause = error.root_cause or self._last
+            error.hint = error.hint or "raise start.ready_timeout if it only needs longer"
+            raise
+
+    async def _await_health(self) -> None:
+        life = self._life
+        life.report_phase("waiting_for_health")
+        self._last = "/health has not answered"
+        while not (found := await life.bounded(self._probe.health(), "health")).passed:
+            self._last = found.problem
+            await life.bounded(asyncio.sleep(life.settings.start.poll_interval), "between polls")
+        life.learn(health_answered=True)
+
+    async def _warm_up(self) -> None:
+        life, wanted = self._life, self._life.settings.warm_up.requests
+        life.report_phase("warm_up")
+        for number in range(1, wanted + 1):
+            self._last = f"warm-up request {number} of {wanted} has not been answered"
+            await life.bounded(self._probe.warm_up(), "warm-up")
+        life.learn(warmed_up=True)
