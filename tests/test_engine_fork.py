@@ -19,6 +19,7 @@ import json, multiprocessing, os, signal, socket, sys, tempfile, threading
 from pathlib import Path
 
 from ichat_lifecycle.adapters import engine_fork
+from ichat_lifecycle.adapters.births import Births
 from ichat_lifecycle.adapters.engine_fork import METHOD, start_method
 
 context = multiprocessing.get_context("fork")
@@ -42,9 +43,18 @@ signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGINT, lambda *_: None)
 signal.set_wakeup_fd(wake_write)
 null = os.stat(os.devnull).st_rdev
+births = Births()
+
+births_pipe = os.fstat(births.write_fd)
+def has_births_pipe(fd):
+    try:
+        return os.path.samestat(os.fstat(fd), births_pipe)
+    except OSError:
+        return False
 
 def child(connection):
     report = {
+        "has_births_pipe": has_births_pipe(births.write_fd),
         "group_leader": os.getpgid(0) == os.getpid(),
         "same_session": os.getsid(0) == os.getsid(os.getppid()),
         "method": os.environ.get(METHOD),
@@ -63,13 +73,13 @@ def observe(within):
     ours, theirs = context.Pipe()
     process = context.Process(target=child, args=(theirs,))
     if within == "start_method":
-        with start_method("fork", workers="spawn"):
+        with start_method("fork", workers="spawn", births_fd=births.write_fd):
             during = os.environ[METHOD]
             process.start()
     elif within == "another thread's":
         began, go = threading.Event(), threading.Event()
         def hold():
-            with start_method("fork", workers="spawn"):
+            with start_method("fork", workers="spawn", births_fd=births.write_fd):
                 began.set(); go.wait(30)
         thread = threading.Thread(target=hold); thread.start(); began.wait(30)
         during = os.environ[METHOD]
@@ -79,6 +89,8 @@ def observe(within):
         during = os.environ[METHOD]
         process.start()
     report = ours.recv()
+    births.read()
+    report["known"] = process.pid in births.pids
     os.kill(process.pid, signal.SIGTERM)
     process.join()
     report |= {
@@ -159,23 +171,24 @@ def test_the_method_is_forks_during_and_spawn_within(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WITHIN)
-def test_an_engine_process_announces_itself_and_can_print(kind: str) -> None:
-    """On its standard error; its own streams work from the first line on."""
+def test_an_engine_process_reports_itself_and_can_print(kind: str) -> None:
+    """On the pipe of its load, which it gives up; its own streams work from the first line on."""
     reports, printed, errors = observed()
-    assert f"ichat-lifecycle: engine process {reports[kind]['pid']}\n" in errors
+    assert reports[kind]["known"]
+    assert not reports[kind]["has_births_pipe"]
     assert printed.count("hello from the child") == len(WITHIN + OUTSIDE)
     assert errors.count("and its errors") == len(WITHIN + OUTSIDE)
+    assert "engine process" not in errors
 
 
 @pytest.mark.parametrize("kind", OUTSIDE)
 def test_a_fork_of_somebody_elses_is_untouched(kind: str) -> None:
     """Also one that happens in another thread while an engine is being forked."""
-    reports, _, errors = observed()
-    child = reports[kind]
+    child = observed()[0][kind]
     assert not child["group_leader"]
     assert child["null"] == []
     assert child["method"] == child["during"]
-    assert f"engine process {child['pid']}" not in errors
+    assert not child["known"]
     assert not child["handlers"]
     assert child["wakeup"] == [15], "which shows what is closed for engine processes"
 

@@ -29,28 +29,32 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ichat_lifecycle.adapters.engine_output import announce_birth
+from ichat_lifecycle.adapters import births
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 # Asked at import: vLLM's CPU platform overwrites it while it makes an engine's configuration.
 CHOSEN_BY_USER = os.environ.get(METHOD)
 
-# Threads that are forking an EngineCore now, with the method for its workers.
-_forking: dict[int, str] = {}
+# Threads that are forking an EngineCore now, with the method for its workers, and the descriptor on
+# which its birth is reported.
+_forking: dict[int, tuple[str, int]] = {}
 # Nobody ever writes: a child that reads its end of file has lost us.
 _life_pipe: list[int] = []
 
 
 @contextlib.contextmanager
-def start_method(core: str, workers: str) -> Iterator[None]:
+def start_method(core: str, workers: str, births_fd: int = -1) -> Iterator[None]:
     """vLLM starts EngineCore by `core`, and EngineCore its workers by `workers`: fork or spawn.
 
     For the processes that the calling thread starts within; the environment is put back after.
+
+    Args:
+        births_fd: where a forked EngineCore reports its birth (see births).
     """
     before = os.environ.get(METHOD)
     os.environ[METHOD] = core
     if core == "fork":
-        _forking[threading.get_ident()] = workers
+        _forking[threading.get_ident()] = workers, births_fd
         if not _life_pipe:
             _life_pipe.extend(os.pipe())  # for as long as we live; the kernel closes it
     try:
@@ -64,9 +68,10 @@ def start_method(core: str, workers: str) -> Iterator[None]:
 
 
 def _in_child() -> None:
-    workers = _forking.get(threading.get_ident())
-    if workers is None:
+    forking = _forking.get(threading.get_ident())
+    if forking is None:
         return  # a fork of somebody else's
+    workers, births_fd = forking
     # A group, not a session: sessions share the cores as wholes (autogroups), and an engine with a
     # session of its own had 0.84 of the throughput.
     os.setpgid(0, 0)
@@ -74,7 +79,7 @@ def _in_child() -> None:
     _forget_sockets()
     _fresh_streams()
     os.environ[METHOD] = workers
-    announce_birth()
+    births.report(births_fd)
     _die_with_parent()
 
 

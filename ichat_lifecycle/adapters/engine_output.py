@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,9 +16,6 @@ from ichat_lifecycle.adapters.engine_lines import EngineLines
 from ichat_lifecycle.adapters.line_splitter import LineSplitter
 
 CHUNK = 65_536
-
-_BIRTH = "ichat-lifecycle: engine process "
-_BIRTH_AT_END = re.compile(re.escape(_BIRTH) + r"(\d+)$")  # also after a line without an end
 
 
 class EngineOutput:
@@ -42,7 +38,6 @@ class EngineOutput:
         self._sink = sink or self._print
         self._read_fd, self._write_fd = os.pipe()
         self._lines = EngineLines()
-        self._groups: set[int] = set()
         self._thread = threading.Thread(target=self._read, name="engine-output", daemon=True)
         self._thread.start()
 
@@ -60,11 +55,6 @@ class EngineOutput:
     def read_fd(self) -> int:
         """The reading end of the pipe; the reader closes it at the end of file."""
         return self._read_fd
-
-    @property
-    def process_groups(self) -> frozenset[int]:
-        """Process groups of engine processes that announced themselves (see engine_fork)."""
-        return frozenset(self._groups)
 
     @property
     def at_end(self) -> bool:
@@ -116,11 +106,6 @@ class EngineOutput:
             os.close(self._read_fd)
 
     def _take(self, line: str) -> None:
-        if birth := _BIRTH_AT_END.search(line):
-            self._groups.add(int(birth[1]))
-            line = line[: birth.start()]
-            if not line:
-                return
         self._lines.append(line)
         # A sink that fails (a full disk) must not stop the reading: the engine would block.
         with contextlib.suppress(Exception):
@@ -131,11 +116,6 @@ class EngineOutput:
         if line:
             with contextlib.suppress(Exception):
                 self._watcher(line)
-
-
-def announce_birth() -> None:
-    """Called in a new engine process: tells the parent its process group."""
-    os.write(2, f"{_BIRTH}{os.getpid()}\n".encode())
 
 
 def _flush() -> None:

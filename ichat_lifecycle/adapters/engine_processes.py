@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
-import signal
 from collections.abc import Iterable
 
 import psutil
@@ -25,12 +23,14 @@ def with_descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def kill_all(groups: Iterable[int], pids: Iterable[int]) -> None:
-    """SIGKILL to whole process groups, and to each pid with all its descendants."""
-    for group in groups:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-    for pid in pids:
-        for victim in with_descendants(pid):
+def kill_all(children: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """Send SIGKILL to each child that is alive, and to all its descendants.
+
+    The pid of a child that has been reaped may be another process's by now.
+    """
+    for child in children:
+        if child.pid is None or not child.is_alive():
+            continue
+        for victim in with_descendants(child.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()

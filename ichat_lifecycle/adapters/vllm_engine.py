@@ -23,6 +23,7 @@ import structlog
 
 from ichat_lifecycle import causes
 from ichat_lifecycle.adapters import engine_fork, load_progress
+from ichat_lifecycle.adapters.births import Births
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all, with_descendants
@@ -86,6 +87,7 @@ class VllmEngine:
         self._loading: Threaded[Any] | None = None
         self._abort = threading.Event()
         self._output: EngineOutput | None = None
+        self._births: Births | None = None
         self._guard: EngineGuard | None = None
         self._phase = ""
         self._children: dict[int, Any] = {}
@@ -114,7 +116,20 @@ class VllmEngine:
         self._on_phase = on_phase
         news, sampler = load_progress.News(), load_progress.Sampler()
         watch = load_progress.watch(self._stall_timeout_s, lambda: self._phase, news, sampler)
-        await watched(self._start(on_fault, news), watch)
+        self._births = births = Births()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(births.read_fd, births.read)
+        try:
+            await watched(self._start(on_fault, news), watch)
+        finally:
+            loop.remove_reader(births.read_fd)
+            # A load that was given up may still fork in its thread: `release` waits for that.
+            if not self._loading_runs:
+                births.close()
+
+    @property
+    def _loading_runs(self) -> bool:
+        return self._loading is not None and self._loading.running
 
     async def _start(self, on_fault: FaultReport, news: load_progress.News) -> None:
         self._output = output = EngineOutput(
@@ -163,7 +178,8 @@ class VllmEngine:
     def _start_method(self, layout: Layout) -> Iterator[None]:
         chosen = engine_fork.CHOSEN_BY_USER is not None
         if not chosen and layout.platform.is_cpu():
-            with engine_fork.start_method("fork", workers="spawn"):
+            births_fd = self._births.write_fd if self._births else -1
+            with engine_fork.start_method("fork", workers="spawn", births_fd=births_fd):
                 yield
             return
         # Elsewhere as `vllm serve` does it: a fork with a GPU's driver loaded is not tried here.
@@ -266,8 +282,10 @@ class VllmEngine:
         """Ends the engine and all its processes; whatever had been started by then."""
         self._unwatch()
         self._abort.set()
-        if self._loading is not None and self._loading.running:
+        if self._loading is not None:
             await self._end_load(self._loading)
+        if self._births is not None:
+            self._births.close()
         await self._adopt_late_client()
         client, self.client = self.client, None
         try:
@@ -299,11 +317,12 @@ class VllmEngine:
 
     def kill(self) -> None:
         """SIGKILL to every process of the engine."""
-        groups = self._output.process_groups if self._output else frozenset()
-        pids = set(self._children)
-        if self._loading is not None and self._loading.running:
-            pids |= {p for p, c in children_now().items() if c.name.startswith("EngineCore")}
-        kill_all(groups, pids)
+        if self._births is not None:
+            self._births.kill()
+        children = dict(self._children)
+        if self._loading_runs:
+            children |= {p: c for p, c in children_now().items() if c.name.startswith("EngineCore")}
+        kill_all(children.values())
 
     async def _gone(self) -> None:
         """Waits until no process of the engine is left; the caller bounds it.
@@ -317,7 +336,7 @@ class VllmEngine:
         while any(process.is_alive() for process in self._children.values()):
             await asyncio.sleep(_POLL_S)
         await self._output_at_end(self._output)
-        self._output = None
+        self._output = self._births = None
         guard, self._guard = self._guard, None
         if guard is not None:
             await in_thread(guard.end, "engine-guard-end")
