@@ -81,7 +81,9 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     control = serve.add_argument_group("control plane")
     control.add_argument("--control-host", default="127.0.0.1", help="default: %(default)s")
-    control.add_argument("--control-port", type=_port, help="default: main port + 10000")
+    control.add_argument(
+        "--control-port", type=_port, help="default: main port + 10000, or any free one"
+    )
     control.add_argument(
         "--control-token",
         help="allows POST on the control plane; or ICHAT_LIFECYCLE_CONTROL_TOKEN, which is not "

@@ -19,7 +19,7 @@ from typing import Any
 from ichat_lifecycle.adapters import logs
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.gate import Gate
-from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover
+from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover, check_handed
 from ichat_lifecycle.adapters.heartbeat import Heartbeat
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send, send_json
 from ichat_lifecycle.adapters.sd_notify import Notifier
@@ -81,7 +81,7 @@ class Worker:
             self._control_app,
             args.control_host,
             args.control_port,
-            None,
+            check_handed(args.fd).port,
             lambda url: None,
             self._bell.close,
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from stand_ins import FakeIdentity, FakeLife
+from structlog.testing import capture_logs
 
 from ichat_lifecycle.beacon import CONTROL_THREAD
 from ichat_lifecycle.config import Settings
@@ -512,15 +513,26 @@ def test_a_taken_port_names_the_flag_and_a_way_out() -> None:
     asyncio.run(main())
 
 
-def test_a_taken_default_port_suspects_the_same_worker() -> None:
-    async def main() -> None:
-        with socket.create_server((LOOPBACK, 0)) as other:
-            main_port = other.getsockname()[1] - 10_000
-            with pytest.raises(AddressError) as caught:
-                await plane(port=None, main_port=main_port).start()
-        assert f"--port {main_port}" in str(caught.value.hint)
+def test_a_taken_default_port_is_replaced_by_any_free_one() -> None:
+    """Nobody has chosen it, and it may lie in the range that the kernel gives to clients."""
+    with socket.create_server((LOOPBACK, 0)) as other, capture_logs() as logs:
+        taken = other.getsockname()[1]
+        control = plane(port=None, main_port=taken - 10_000)
 
-    asyncio.run(main())
+        async def scenario() -> None:
+            assert control.address[1] not in (0, taken)
+            with dial(control) as client:
+                client.sendall(REQUEST.replace(b"\r\n\r\n", CLOSE))
+                assert read_all(client)
+
+        while_it_runs(control, scenario)
+    (line,) = [line for line in logs if line["event"] == "control_port_taken"]
+    assert (line["wanted"], line["port"]) == (taken, control.address[1])
+
+
+def test_a_default_port_that_cannot_be_had_for_another_reason_is_an_error() -> None:
+    with pytest.raises(AddressError, match="no address of this machine"):
+        asyncio.run(plane(host="192.0.2.1", port=None, main_port=8000).start())
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,24 @@ managed_workers:
     assert plan.argv == (
         *("--model-path", "/models/qwen-7b-chat", "--served-model-name", "qwen-7b-chat"),
         *("--host", "127.0.0.1", "--port", "8001", "--gpu-ids", "[0]"),
-        *("--control-host", "127.0.0.1", "--control-port", "18001", "--grace-period", "34.5"),
+        *("--control-host", "127.0.0.1", "--grace-period", "34.5"),
         *("--lifecycle-log-format", "json", "--lifecycle-log-level", "info"),
         *("--tensor-parallel-size=1", "--gpu-memory-utilization=0.9"),
     )
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["fleet: {port: 18001}", "- {model_name: b, model_path: ./m, port: 18001}"],
+)
+def test_a_default_control_port_gives_way_to_one_that_the_file_gives(other: str) -> None:
+    text = f"managed_workers:\n- {{{WORKER}, port: 8001}}\n"
+    plan = reading(text + other).plans[0]
+    assert tuple(plan.argv[plan.argv.index("--control-port") :][:2]) == ("--control-port", "0")
+    assert plan.control.port == 0
+    alone = reading(text).plans[0]
+    assert "--control-port" not in alone.argv
+    assert alone.control.port == 18001
 
 
 def test_a_key_of_ours_is_a_flag_of_ours() -> None:
@@ -326,8 +340,8 @@ BAD = {
     f"managed_workers:\n- {{{WORKER}, port: 1, ssl_keyfile: [x]}}": [
         "2:45: a: ssl_keyfile: expected a path"
     ],
-    f"managed_workers:\n- {{{WORKER}, port: 4000}}": [
-        "2:36: a: control_port: 14000 is taken by fleet: port (see line 1)"
+    f"managed_workers:\n- {{{WORKER}, port: 1, control_port: 14000}}": [
+        "2:45: a: control_port: 14000 is taken by fleet: port (see line 1)"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, x: !!bool maybe}}": [
         "2:48: cannot be read: 'maybe'"

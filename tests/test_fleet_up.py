@@ -255,6 +255,33 @@ def test_a_taken_port_starts_nothing(tmp_path: Path) -> None:
     assert any("is taken" in line.get("text", "") for line in fleet.lines)
 
 
+def test_a_default_control_port_that_is_taken_gives_way(tmp_path: Path) -> None:
+    """The worker's and the supervisor's: any client of this machine may have these ports."""
+    with contextlib.ExitStack() as stack:
+        ports = [_port_with_a_taken_default(stack) for _ in range(2)]
+        worker = {"model_name": "a", "port": ports[0], "control_port": None}
+        sections = {"server_settings": {"port": ports[1]}, "fleet": {"token": TOKEN}}
+        with RunningFleet(tmp_path, worker, **sections) as fleet:
+            fleet.wait_until_ready()
+            control = fleet.seen("a")["control_url"]
+            assert httpx.get(f"{control}/readyz", trust_env=False).status_code == 200
+            assert not control.endswith(f":{ports[0] + 10_000}")
+            (worker_line,) = fleet.events("control_port_taken")
+            (fleet_line,) = fleet.events("fleet_port_taken")
+    assert worker_line["wanted"] == ports[0] + 10_000
+    assert fleet_line["wanted"] == ports[1] + 10_000
+    assert fleet.process.returncode == 0
+
+
+def _port_with_a_taken_default(stack: contextlib.ExitStack) -> int:
+    """A free port; somebody else listens at the one that is 10000 higher."""
+    while True:
+        taken = stack.enter_context(socket.create_server((LOOPBACK, 0)))
+        port: int = taken.getsockname()[1] - 10_000
+        with contextlib.suppress(OSError), socket.create_server((LOOPBACK, port)):
+            return port
+
+
 def test_a_bad_file_starts_nothing(tmp_path: Path) -> None:
     path = tmp_path / "configs.yaml"
     path.write_text("managed_workers: [{model_name: a}]")

@@ -59,7 +59,8 @@ class ControlPlane:
         app_factory: makes the ASGI app, called once in the new thread. Import what it needs
             before: an import cannot be interrupted by a stop.
         host: where to listen, for example 127.0.0.1.
-        port: None: `main_port` + 10000, or any free port where that is no valid one. 0: any free.
+        port: None: `main_port` + 10000, or any free port where that is not a valid one or is taken.
+            0: any free.
         main_port: the worker's main port; None or 0 where it has none yet, or a Unix socket.
         announce: told the URL once it answers, on the caller's loop.
         on_stopping: called in the new thread before connections are waited for, to end answers
@@ -143,12 +144,26 @@ class ControlPlane:
     def _bind(self) -> socket.socket:
         port = self._wanted_port()
         try:
-            return _listen(self._host, port)
+            return self._listen(port)
         except (OSError, UnicodeError) as error:
             raise AddressError(
                 f"--control-port: {_shown(self._host, port)} {_why_not(error)}",
-                hint=self._hint(error),
+                hint="choose another --control-port, or 0 for any free one"
+                if _is_taken(error)
+                else "choose another --control-host or --control-port",
             ) from error
+
+    def _listen(self, port: int) -> socket.socket:
+        """Nobody chose the default port, and from 32768 on (main port 22768) any client of this
+        machine may have it: a free one takes its place."""
+        try:
+            return _listen(self._host, port)
+        except OSError as error:
+            if self._port is not None or not _is_taken(error):
+                raise
+            sock = _listen(self._host, 0)
+        log.warning("control_port_taken", wanted=port, port=sock.getsockname()[1])
+        return sock
 
     def _wanted_port(self) -> int:
         if self._port is None:
@@ -157,14 +172,6 @@ class ControlPlane:
         if not 0 <= self._port <= LAST_PORT:
             raise ArgumentsError(f"--control-port {self._port}: expected 0 to {LAST_PORT}")
         return self._port
-
-    def _hint(self, error: Exception) -> str:
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            other = "choose another --control-port, or 0 for any free one"
-            if self._port is None:
-                return f"is a worker on --port {self._main_port} running already? else {other}"
-            return other
-        return "choose another --control-host or --control-port"
 
     # --- in the control plane's own thread ------------------------------------------------------
 
@@ -338,6 +345,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_taken(error: Exception) -> bool:
+    return getattr(error, "errno", None) == errno.EADDRINUSE
 
 
 def _why_not(error: Exception) -> str:

@@ -152,10 +152,18 @@ def _wishes(fleet: Fleet) -> Iterator[_Wish]:
         key = "uds" if "uds" in config.vllm else "port"
         listener = Listener(config.host, config.port, config.vllm.get("uds"))
         yield _Wish(f"{name}: {key}", listener, worker.at(key))
-        derived = config.control_port is None
-        listener = Listener(config.control_host, config.effective_control_port)
-        at = worker.at("port" if derived else "control_port")
-        yield _Wish(f"{name}: control_port", listener, at, derived)
+        if config.control_port is not None:
+            yield _Wish(f"{name}: control_port", config.control, worker.at("control_port"))
+
+
+def control_of(worker: Planned, fleet: Fleet) -> Listener:
+    """Where a worker's control plane listens. The default port gives way to one that the file
+    gives to anybody: port 0 is any free one."""
+    control = worker.config.control
+    given = (wish.where for wish in _wishes(fleet))
+    if worker.config.control_port is None and any(map(control.collides, given)):
+        return Listener(control.host, 0)
+    return control
 
 
 # GPUs ---------------------------------------------------------------------------------------------

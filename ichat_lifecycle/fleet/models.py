@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ichat_lifecycle.config import Seconds
+from ichat_lifecycle.fleet.ports import Listener
 
 PORT_MAX = 65_535
 CONTROL_OFFSET = 10_000
@@ -73,7 +74,9 @@ class FleetSettings(_Strict):
 
     host: str = Field("127.0.0.1", description="where it listens")
     port: AnyPort | None = Field(
-        None, description="default: the Gateway's port + 10000; 0: any free one"
+        None,
+        description="default: the Gateway's port + 10000, or any free one where that is taken; "
+        "0: any free one",
     )
     uds: str | None = Field(None, description="a Unix socket instead of host and port")
     token: Text | None = Field(None, description="what changes something has to show it")
@@ -100,7 +103,10 @@ class WorkerConfig(BaseModel):
     host: str = Field("127.0.0.1", description="where its main port listens")
     port: Port = Field(description="its main port")
     control_host: str = Field("127.0.0.1", description="where its control plane listens")
-    control_port: AnyPort | None = Field(None, description="default: port + 10000; 0: any free one")
+    control_port: AnyPort | None = Field(
+        None,
+        description="default: port + 10000, or any free one where that is taken; 0: any free one",
+    )
     gpu_ids: list[int] | None = Field(None, description="the GPUs it sees; default: all")
     share_gpus: bool = Field(False, description="it may share them whatever the memory adds up to")
     tokenizer_path: str | None = Field(None, description="default: the model's own")
@@ -128,9 +134,9 @@ class WorkerConfig(BaseModel):
         return self.model_extra or {}
 
     @property
-    def effective_control_port(self) -> int:
-        """0 where any free one will do."""
-        if self.control_port is not None:
-            return self.control_port
-        wanted = self.port + CONTROL_OFFSET
-        return wanted if wanted <= PORT_MAX else 0
+    def control(self) -> Listener:
+        """Where its control plane listens, unless that is taken; port 0 is any free one."""
+        wanted = self.control_port
+        if wanted is None:
+            wanted = 0 if "uds" in self.vllm else self.port + CONTROL_OFFSET
+        return Listener(self.control_host, wanted if wanted <= PORT_MAX else 0)

@@ -15,14 +15,14 @@ import yaml
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import ArgumentsError
-from ichat_lifecycle.fleet.checks import complain
+from ichat_lifecycle.fleet.checks import complain, control_of
 from ichat_lifecycle.fleet.document import Document, Problem
 from ichat_lifecycle.fleet.engine_argv import UNKNOWN
 from ichat_lifecycle.fleet.engine_words import Answer, Asker, NoEngineError, Question, ask_vllm
 from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.load import Fleet, Planned, load, wrong
 from ichat_lifecycle.fleet.models import WorkerConfig
-from ichat_lifecycle.fleet.ports import KILL_MARGIN_S, Listener, Plan
+from ichat_lifecycle.fleet.ports import KILL_MARGIN_S, Plan
 from ichat_lifecycle.redact import is_secret
 
 # What a Gateway's log level is to a worker; anything else is `info`.
@@ -161,7 +161,7 @@ def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
         host=config.host,
         port=config.port,
         uds=config.vllm.get("uds"),
-        control=Listener(config.control_host, config.effective_control_port),
+        control=control_of(worker, fleet),
         argv=argv,
         env=_environment(worker),
         stop_bound_s=_longest_stop_s(worker),
@@ -190,7 +190,9 @@ def _our_argv(worker: Planned, fleet: Fleet) -> Iterator[str]:
     """The flags of `serve` that are ours."""
     config = worker.config
     yield from ("--control-host", config.control_host)
-    yield from ("--control-port", str(config.effective_control_port))
+    port = control_of(worker, fleet).port
+    if config.control_port is not None or not port:  # otherwise it is serve's own default
+        yield from ("--control-port", str(port))
     yield from ("--grace-period", f"{_killed_after_s(worker):g}")  # then we kill it
     yield from ("--lifecycle-log-format", "json")
     yield from ("--lifecycle-log-level", _LEVELS.get(fleet.server.log_level.lower(), "info"))

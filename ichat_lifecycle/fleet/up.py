@@ -37,7 +37,7 @@ from ichat_lifecycle.config import TOKEN_VARIABLE, Restart
 from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.fleet_app import build_fleet_app
 from ichat_lifecycle.control.fleet_server import serving
-from ichat_lifecycle.errors import ExitCode, LifecycleError
+from ichat_lifecycle.errors import AddressError, ExitCode, LifecycleError
 from ichat_lifecycle.fleet.fleet import Fleet
 from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.journal import LIMITS, FleetKind, ReloadRecord
@@ -306,8 +306,7 @@ class Supervisor:
         """While it lasts, the supervisor answers. Raises AddressError."""
         settings = content.fleet
         address = Address(settings.host, content.fleet_port, settings.uds)
-        binder = SocketBinder(lambda: address)
-        sock = await binder.bind()
+        binder, sock = await _bound(address, may_be_another=settings.port is None)
         url = binder.bound.url if binder.bound else ""
         try:
             with kept_token(settings.token or os.environ.get(FLEET_TOKEN_VARIABLE)) as token:
@@ -336,6 +335,24 @@ class Supervisor:
                 finally:
                     self._bell.close()
                     self._output.close()
+
+
+async def _bound(address: Address, *, may_be_another: bool) -> tuple[SocketBinder, socket.socket]:
+    """A listening socket there; with `may_be_another`, on any free port where that one is taken.
+
+    Raises AddressError.
+    """
+    binder = SocketBinder(lambda: address)
+    try:
+        return binder, await binder.bind()
+    except AddressError as error:
+        if not may_be_another or address.uds or error.code != "address_taken":
+            raise
+    anywhere = Address(address.host, 0)
+    binder = SocketBinder(lambda: anywhere)
+    sock = await binder.bind()
+    log.warning("fleet_port_taken", wanted=address.port, port=sock.getsockname()[1])
+    return binder, sock
 
 
 def _fixed(content: Content) -> Mapping[str, Any]:

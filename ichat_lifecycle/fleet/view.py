@@ -48,6 +48,7 @@ def member_document(member: Member) -> dict[str, Any]:
         "reason": member.reason,
         "pid": member.process.pid if member.process else None,
         "address": plan.address,
+        "control_url": told.get("control_url"),
         "gpu_ids": list(plan.gpu_ids) if plan.gpu_ids is not None else None,
         "starts": member.starts,
         "restarts_left": member.restarts_left,
