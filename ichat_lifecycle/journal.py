@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, TypeVar, cast
 
 from ichat_lifecycle.errors import LifecycleError
-from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
+from ichat_lifecycle.ports import Notice, Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger, allowed
 
 
@@ -286,6 +286,7 @@ class Snapshot:
     progress: Progress = field(default_factory=Progress)
     last_verdict: Verdict | None = None
     evidence: str | None = None
+    warnings: tuple[Notice, ...] = ()
 
     @property
     def ready(self) -> bool:

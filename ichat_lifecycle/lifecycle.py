@@ -28,7 +28,7 @@ from ichat_lifecycle.errors import (
 from ichat_lifecycle.guards import Facts
 from ichat_lifecycle.journal import Journal, Reason, Snapshot, StageOutcome
 from ichat_lifecycle.machine import Machine
-from ichat_lifecycle.ports import Case, Fault, Ports
+from ichat_lifecycle.ports import Case, Fault, Notice, Ports
 from ichat_lifecycle.readiness import Readiness
 from ichat_lifecycle.recorder import Recorder
 from ichat_lifecycle.resources import Released, ResourceStack
@@ -135,6 +135,10 @@ class Lifecycle:
     def fail(self, error: LifecycleError) -> None:
         """Ends this life for a cause from outside the engine, such as a refusal by the gateway."""
         self._on_loop(self._latch_failure, error)
+
+    def warn(self, notice: Notice) -> None:
+        """Has `/lifecycle` and the page show a warning, and logs it."""
+        self._on_loop(self.recorder.warn, notice)
 
     def report_phase(self, phase: str, fraction: float | None = None) -> None:
         """Tells how far a start has come."""

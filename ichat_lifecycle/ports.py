@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import random
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -199,11 +199,39 @@ class HealthCheck:
         return not self.problem
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A warning that stands while the worker serves: `/lifecycle` and the page show it.
+
+    `code` is in snake_case; a later notice of the same code takes the place of the earlier one.
+    """
+
+    code: str
+    message: str
+    root_cause: str | None = None
+    hint: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "code": self.code,
+            "message": self.message,
+            "root_cause": self.root_cause,
+            "hint": self.hint,
+        }
+
+
 class Probe(Protocol):
     """Questions of the worker to itself, which do not depend on who is let in from outside."""
 
     async def health(self) -> HealthCheck:
         """Whether `/health` answers 200, and the main port is served."""
+        ...
+
+    async def inspect(self) -> Sequence[Notice]:
+        """What clients of this engine will meet, although it is well; asked before the warm-up.
+
+        An error is logged, and does not keep the worker from being READY.
+        """
         ...
 
     async def warm_up(self) -> None:

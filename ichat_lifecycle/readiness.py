@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import structlog
+
+from ichat_lifecycle.bounds import Interrupted
 from ichat_lifecycle.errors import DeadlineError
 from ichat_lifecycle.ports import Probe
 
 if TYPE_CHECKING:
     from ichat_lifecycle.lifecycle import Lifecycle
+
+log = structlog.get_logger("ichat_lifecycle")
 
 
 class Readiness:
@@ -18,6 +23,7 @@ class Readiness:
     def __init__(self, life: Lifecycle, probe: Probe) -> None:
         self._life = life
         self._probe = probe
+        self._noticed: frozenset[str] = frozenset()  # codes of the last engine's warnings
         self._last = ""  # what stood in the way when it was last looked at
 
     async def prove(self) -> None:
@@ -31,6 +37,7 @@ class Readiness:
         try:
             with self._life.deadline(timeout_s, "proving readiness"):
                 await self._await_health()
+                await self._inspect()
                 await self._warm_up()
         except DeadlineError as error:
             error.root_cause = error.root_cause or self._last
@@ -45,6 +52,20 @@ class Readiness:
             self._last = found.problem
             await life.bounded(asyncio.sleep(life.settings.start.poll_interval), "between polls")
         life.learn(health_answered=True)
+
+    async def _inspect(self) -> None:
+        """What is found here is shown to operators; it keeps nobody from being READY."""
+        self._last = "the look at what clients will meet has not ended"
+        try:
+            found = await self._life.bounded(self._probe.inspect(), "inspection")
+        except (Interrupted, DeadlineError):
+            raise
+        except Exception as error:
+            log.warning("inspection_failed", error=repr(error))
+            return
+        codes = frozenset(notice.code for notice in found)
+        self._life.recorder.warn(*found, instead_of=self._noticed - codes)
+        self._noticed = codes
 
     async def _warm_up(self) -> None:
         life, wanted = self._life, self._life.settings.warm_up.requests

@@ -27,11 +27,12 @@ from ichat_lifecycle.journal import (
     changed,
     verdict_as_dict,
 )
-from ichat_lifecycle.ports import Clock, Verdict, VerdictKind
+from ichat_lifecycle.ports import Clock, Notice, Verdict, VerdictKind
 from ichat_lifecycle.states import State, Trigger
 
 log = structlog.get_logger("ichat_lifecycle")
 
+WARNINGS_KEPT = 20
 _BAD = (VerdictKind.HUNG, VerdictKind.LOOP_BLOCKED)
 
 
@@ -137,6 +138,22 @@ class Recorder:
         self.publish(last_verdict=verdict)
         write = _level_of(verdict, before)
         write("verdict", **{k: v for k, v in verdict_as_dict(verdict).items() if v})
+
+    def warn(self, *notices: Notice, instead_of: frozenset[str] = frozenset()) -> None:
+        """Keep these warnings, at most WARNINGS_KEPT, and log those that are new.
+
+        Args:
+            instead_of: codes of earlier warnings that are dropped.
+        """
+        before = self.snapshot.warnings
+        gone = instead_of | {notice.code for notice in notices}
+        kept = tuple(notice for notice in before if notice.code not in gone)
+        now = (*kept, *notices)[-WARNINGS_KEPT:]
+        if now != before:
+            self.publish(warnings=now)
+        for notice in notices:
+            if notice not in before:
+                log.warning("worker_warning", **notice.as_dict())
 
     def expect(self, seconds: float, starts: int) -> None:
         """How long this start should take, going by so many earlier ones."""

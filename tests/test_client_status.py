@@ -21,6 +21,7 @@ from ichat_lifecycle.client.look import console_for
 from ichat_lifecycle.client.status import print_lines, status_command
 from ichat_lifecycle.control.loop_watch import LoopHealth
 from ichat_lifecycle.errors import ArgumentsError, LifecycleError
+from ichat_lifecycle.ports import Notice
 from ichat_lifecycle.states import State, Trigger
 
 URL = "http://127.0.0.1:18000"
@@ -72,6 +73,16 @@ def test_one_that_is_not_ready_tells_why() -> None:
     line = line_of(hung(Story()))
     assert "DEGRADED" in line
     assert line.endswith("engine_hung: the engine hangs: no answer from the engine for 10 s")
+
+
+def test_a_warning_is_shown_of_a_ready_worker_too() -> None:
+    story = Story().serving()
+    story.recorder.warn(Notice("chat_template_broken", "no chats", "line 1", "mend it"))
+    assert line_of(story).endswith("warning: chat_template_broken: no chats")
+    (warning,) = parse_status(story.document()).warnings
+    assert (warning.root_cause, warning.hint) == ("line 1", "mend it")
+    odd = {**story.document(), "warnings": ["text", None, 3]}
+    assert parse_status(odd).warnings == ()
 
 
 def test_a_blocked_worker_is_not_ready_and_tells_why() -> None:

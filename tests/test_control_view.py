@@ -80,6 +80,7 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
         "stop_asked": False,
         "stop_bound_s": life.settings.stop_bound,
         "evidence": None,
+        "warnings": [],
         "last_verdict": None,
         "model": "demo",
         "pid": 42,

@@ -104,8 +104,10 @@ def test_only_adapters_and_control_import_the_web() -> None:
     assert "adapters/uvicorn_server.py" in web
 
 
-def test_only_the_pages_renderer_imports_the_template_engine() -> None:
-    assert importers_of("jinja2", "markupsafe") == {"control/page/render.py"}
+def test_only_two_import_the_template_engine() -> None:
+    """The page's renderer, and the check of a chat template."""
+    two = {"control/page/render.py", "adapters/chat_template.py"}
+    assert importers_of("jinja2", "markupsafe") == two
 
 
 @pytest.mark.parametrize("layer", ["states", "errors", "guards", "ports", "config", "journal"])

@@ -16,7 +16,7 @@ from ichat_lifecycle.journal import (
     StageRecord,
     TransitionRecord,
 )
-from ichat_lifecycle.ports import Signs
+from ichat_lifecycle.ports import Notice, Signs
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"debug", "info", "warning", "error", "exception"}
@@ -52,6 +52,7 @@ FROM_RECORDS = {
     "recovery": ({"info"}, names_of(RecoveryRecord)),
     "verdict": ({"debug", "info", "warning"}, {"kind"} | names_of(Signs)),
     "life_failed": ({"error"}, names_of(Reason)),
+    "worker_warning": ({"warning"}, names_of(Notice)),
     "worker": ({"info", "error"}, as_documents(fleet.StageRecord)),
     "reload": ({"info"}, as_documents(fleet.ReloadRecord)),
 }

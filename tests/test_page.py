@@ -44,7 +44,7 @@ from ichat_lifecycle.journal import (
     TransitionRecord,
     VerdictRecord,
 )
-from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
+from ichat_lifecycle.ports import Notice, Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import TABLE, State, Trigger, row_for
 
 UP = (Trigger.BIND, Trigger.START_ENGINE, Trigger.SERVE, Trigger.BECOME_READY)
@@ -217,6 +217,14 @@ def test_what_is_said_beside_the_state() -> None:
     notes = page(alive(stop_asked=True, last_verdict=asleep)).head.notes
     assert notes == ("A stop was asked for.", "The engine sleeps.")
     assert page(alive()).head.notes == ()
+
+
+def test_a_warning_is_a_note_with_its_cause_and_hint() -> None:
+    notice = Notice("chat_template_broken", "no chats", "line 1: <b>", "mend it")
+    life = alive(warnings=(notice, Notice("other", "beware")))
+    first, second = page(life).head.notes
+    assert first == "Warning: no chats; cause: line 1: <b>; mend it"
+    assert second == "Warning: beware"
 
 
 def test_the_reason_is_there_in_full() -> None:

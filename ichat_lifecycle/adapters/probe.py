@@ -16,16 +16,22 @@ import structlog
 
 from ichat_lifecycle.adapters.front_door import knock
 from ichat_lifecycle.adapters.inner_app import inner_client
-from ichat_lifecycle.adapters.questions import essence, request_for, shows_work
+from ichat_lifecycle.adapters.questions import (
+    CAUSE_LIMIT,
+    broken_chat,
+    chat_to_render,
+    essence,
+    request_for,
+    shows_work,
+)
 from ichat_lifecycle.adapters.refusal import App
 from ichat_lifecycle.config import WarmUp
 from ichat_lifecycle.errors import StartError
-from ichat_lifecycle.ports import Address, HealthCheck
+from ichat_lifecycle.ports import Address, HealthCheck, Notice
 
 log = structlog.get_logger("ichat_lifecycle.probe")
 
 HEALTH_TIMEOUT_S = 5.0
-CAUSE_LIMIT = 500  # characters of an answer in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,23 @@ class SelfProbe:
         if response.status_code != httpx.codes.OK:
             return HealthCheck(f"/health got {_told(response)}")
         return HealthCheck(await knock(target.address))
+
+    async def inspect(self) -> tuple[Notice, ...]:
+        """Whether a chat of one user message can be rendered: else every chat is refused.
+
+        Raises:
+            StartError: vLLM did not answer.
+        """
+        target = self._target()
+        if "generate" not in target.tasks or not target.tokenizer:
+            return ()
+        response = await _post(target, *chat_to_render(target.model))
+        cause = broken_chat(response.status_code, response.text)
+        if cause is None:
+            return ()
+        hint = "correct the file of --chat-template, or the model's own chat template"
+        message = "a chat of one user message cannot be rendered: clients' chats are refused"
+        return (Notice("chat_template_broken", message, cause, hint),)
 
     async def warm_up(self) -> None:
         """One greedy request, by whatever API this model has.
@@ -174,7 +197,7 @@ async def _post(target: Target, path: str, body: Mapping[str, Any]) -> httpx.Res
             return await client.post(path, json=dict(body))
     except Exception as error:
         raise StartError(
-            f"the warm-up request to {path} got no answer",
+            f"the request to {path} got no answer",
             code="warm_up_failed",
             root_cause=repr(error),
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from ichat_lifecycle.config import WarmUp
 # What a prompt of token ids is made of. Small ones, which every vocabulary has: vLLM 0.32 without a
 # tokenizer does not check them, and one beyond the vocabulary ends the engine.
 TOKEN_IDS = (1, 2, 3)
+
+OK = 200
+CAUSE_LIMIT = 500  # characters of an answer in an error
 
 
 def request_for(
@@ -41,6 +45,39 @@ def request_for(
             return "/score", {"model": model, "text_1": prompt, "text_2": prompt}
         return "/pooling", {"model": model, "input": prompt}
     return None
+
+
+def chat_to_render(model: str) -> tuple[str, dict[str, Any]]:
+    """The path and body that have vLLM render a chat of one user message, without the engine."""
+    return "/tokenize", {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+# The words of vLLM and transformers for a model that has no chat template at all.
+_NO_TEMPLATE = ("you must provide a chat template", "chat_template is not set")
+
+# vLLM's answers where it does not offer to render: not there, another method, not for this model.
+_NOT_OFFERED = frozenset({404, 405, 501})
+
+
+def broken_chat(status: int, text: str) -> str | None:
+    """Why a chat cannot be rendered, by vLLM's answer to `chat_to_render`.
+
+    None where it can be, where that cannot be known, and for a model without a template, which
+    completes texts and was not made for chats.
+    """
+    if status == OK or status in _NOT_OFFERED or any(words in text for words in _NO_TEMPLATE):
+        return None
+    return error_message(text) or f"vLLM answers {status}"
+
+
+def error_message(text: str) -> str:
+    """The message in an error of OpenAI's form, or else the text; "" for an empty one."""
+    try:
+        error = json.loads(text)["error"]
+        found = error["message"] if isinstance(error, dict) else error
+    except (ValueError, KeyError, TypeError):
+        found = text
+    return " ".join(str(found).split())[:CAUSE_LIMIT]
 
 
 def essence(document: Any) -> Any:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ichat_lifecycle.adapters.chat_template import syntax_error
 from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments, parse
@@ -76,11 +77,24 @@ class VllmArguments:
             _import_parser_plugins(namespace)
             self.layout.validate_serve_args(namespace)
             self.layout.validate_api_args(namespace)
+            self._check_chat_template(namespace)
         except LifecycleError:
             raise
         except Exception as error:
             text = str(error.args[0]) if error.args else repr(error)
             raise ArgumentsError(text.removeprefix("Error: ")) from error
+
+    def _check_chat_template(self, namespace: argparse.Namespace) -> None:
+        """Before the load, which would succeed, and every chat be refused."""
+        given = getattr(namespace, "chat_template", None)
+        assert self.layout is not None
+        if not given or self.layout.load_chat_template is None:
+            return
+        if (wrong := syntax_error(self.layout.load_chat_template(given))) is not None:
+            shown = "(given as text)" if set(given) & set("{}\n") else given
+            raise ArgumentsError(
+                f"--chat-template {shown}: {wrong}", hint="correct the Jinja template"
+            )
 
 
 def _import_parser_plugins(namespace: argparse.Namespace) -> None:

@@ -97,6 +97,12 @@ FUNCTIONS: Mapping[str, Places] = {
 
 # What vLLM's own server also calls where it is there; older ones have no need of it.
 OPTIONAL: Mapping[str, Places] = {
+    "load_chat_template": _places(
+        "load_chat_template",
+        ("chat_template",),
+        "vllm.renderers.chat_utils",
+        "vllm.entrypoints.chat_utils",
+    ),
     "propagate_flash_late_interaction": _places(
         "propagate_flash_late_interaction",
         ("args", "engine_args"),

@@ -83,6 +83,7 @@ class Status:
     seq: int = 0
     stop_bound_s: float | None = None
     evidence: str = ""
+    warnings: tuple[Reason, ...] = ()
     model: str = ""
     pid: int | None = None
     start_id: str = ""
@@ -160,6 +161,7 @@ def parse_status(document: Any) -> Status:
         seq=int(as_number(document.get("seq")) or 0),
         stop_bound_s=as_number(document.get("stop_bound_s")),
         evidence=as_text(document.get("evidence")),
+        warnings=_reasons(document.get("warnings")),
         model=as_text(document.get("model")),
         pid=_whole(document.get("pid")),
         start_id=as_text(document.get("start_id")),
@@ -246,6 +248,11 @@ def _reason(value: Any) -> Reason | None:
         return None
     names = ("code", "message", "root_cause", "hint")
     return Reason(*(as_text(value.get(name)) for name in names))
+
+
+def _reasons(value: Any) -> tuple[Reason, ...]:
+    found = (_reason(item) for item in (value if isinstance(value, list) else ()))
+    return tuple(reason for reason in found if reason is not None)
 
 
 def _progress(value: Any) -> Progress:

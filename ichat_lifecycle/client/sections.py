@@ -33,6 +33,7 @@ from ichat_lifecycle.client.look import BAD, FAINT, STATE_STYLE
 from ichat_lifecycle.client.words import (
     clock,
     counted,
+    in_full,
     moment,
     of_expected,
     phase_name,
@@ -113,14 +114,15 @@ def _arrow(state: State, following: State) -> str:
 
 
 def why(scene: Scene, width: int) -> list[Text]:
-    """Reason, cause, hint and evidence, all in full: that is what one needs at night."""
+    """Reason, cause, hint, evidence, and warnings, all in full: that is what one needs at night."""
     reason = scene.status.reason
     parts: list[tuple[str, str]] = []
     if reason and not scene.ready:
         parts.append(("Reason", f"{reason.code}: {reason.message}"))
         parts += [("Cause", reason.root_cause), ("Hint", reason.hint)]
     parts.append(("Evidence", scene.status.evidence))
-    style = {"Reason": "bold", "Hint": "green"}
+    parts += [("Warning", in_full(warning)) for warning in scene.status.warnings]
+    style = {"Reason": "bold", "Hint": "green", "Warning": "yellow"}
     return [
         line
         for label, text in parts

@@ -170,11 +170,12 @@ def lines(workers: Iterable[Worker]) -> Table:
 
 
 def _more(status: Status) -> str:
-    """What there is to say of one that is not ready."""
+    """What there is to say of one that is not ready, or has a warning."""
     said = []
     if status.state in STARTING_STATES:
         progress = status.progress
         said.append(f"{phase_name(progress.phase, progress.fraction)}, {of_expected(progress)}")
     if status.reason and not status.ready:
         said.append(reason_in_short(status.reason))
+    said += [f"warning: {reason_in_short(warning)}" for warning in status.warnings]
     return "; ".join(said)

@@ -89,6 +89,12 @@ def reason_in_short(reason: Reason) -> str:
     return f"{reason.code}: {reason.message}" if reason.message else reason.code
 
 
+def in_full(reason: Reason) -> str:
+    """Code, message, cause and hint, one line."""
+    cause = f"cause: {reason.root_cause}" if reason.root_cause else ""
+    return "; ".join(part for part in (reason_in_short(reason), cause, reason.hint) if part)
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """An entry in words: what happened, how long it took ("" where that says nothing), and why."""

@@ -108,6 +108,7 @@ def lifecycle_document(
         "stop_asked": snapshot.stop_asked,
         "stop_bound_s": round(life.settings.stop_bound, 3),
         "evidence": snapshot.evidence,
+        "warnings": [notice.as_dict() for notice in snapshot.warnings],
         "last_verdict": _verdict(snapshot.last_verdict),
         "model": identity.model,
         "pid": identity.pid,

@@ -14,6 +14,7 @@ from ichat_lifecycle.ports import (
     Fault,
     FaultReport,
     HealthCheck,
+    Notice,
     PhaseReport,
     Ports,
     Verdict,
@@ -60,6 +61,7 @@ class FakeWorld:
     frozen: bool = False
     asleep: bool = False
     health: bool = True
+    notices: tuple[Notice, ...] = ()  # what an inspection finds
     in_flight: int = 0
     progress: float = 0.0
     gate: Gate | None = None
@@ -319,6 +321,10 @@ class FakeProbe:
         outcome = await self.world.play("probe.health")
         well = self.world.health and not outcome.says_no
         return HealthCheck("" if well else "/health got 503")
+
+    async def inspect(self) -> tuple[Notice, ...]:
+        await self.world.play("probe.inspect")
+        return self.world.notices
 
     async def warm_up(self) -> None:
         await self.world.ask_engine("probe.warm_up")

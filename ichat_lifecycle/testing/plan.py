@@ -117,6 +117,7 @@ CALLS: Mapping[str, float] = {
     "engine.start": 2.0,
     "server.attach": 0.5,
     "probe.health": 0.0,
+    "probe.inspect": 0.0,
     "probe.warm_up": 0.25,
     "watchdog.start": 0.0,
     "engine.is_sleeping": 0.0,

@@ -293,6 +293,9 @@ def _notes(loop: LoopHealth, snapshot: Snapshot) -> Iterable[str]:
     verdict = snapshot.last_verdict
     if verdict and verdict.kind is VerdictKind.ASLEEP and snapshot.state in SERVED:
         yield "The engine sleeps."
+    for notice in snapshot.warnings:
+        parts = (notice.message, notice.root_cause and f"cause: {notice.root_cause}", notice.hint)
+        yield f"Warning: {'; '.join(part for part in parts if part)}"
 
 
 def _trouble(reason: Reason | None, evidence: str | None) -> Trouble | None:
