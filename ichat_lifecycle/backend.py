@@ -54,6 +54,7 @@ from ichat_lifecycle.control.metrics import Metrics
 from ichat_lifecycle.control.page.probes import Samples
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s, summary_document
+from ichat_lifecycle.credentials import CONTROL_TOKEN_FLAG, header_value
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
 from ichat_lifecycle.ports import Address, Companion, Ports
 from ichat_lifecycle.preflight import scan
@@ -127,6 +128,10 @@ class VLLMBackend(LifecycleBackend):
     ) -> None:
         _refuse_in_engine_process()
         self.options = options or Options()
+        if token := self.options.control_token:
+            self.options = replace(
+                self.options, control_token=header_value(CONTROL_TOKEN_FLAG, token)
+            )
         self._scan = scan(framework_args, backend_argv)
         if self.options.fd is not None:
             at = check_handed(self.options.fd)

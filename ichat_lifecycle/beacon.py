@@ -9,7 +9,7 @@ import contextlib
 import threading
 from pathlib import Path
 
-import platformdirs
+from ichat_lifecycle.home import state_directory
 
 CONTROL_THREAD = "ichat-control"  # the kernel keeps 15 characters
 FLEET_TOKEN_VARIABLE = "ICHAT_LIFECYCLE_FLEET_TOKEN"
@@ -29,4 +29,4 @@ def name_this_thread(name: str) -> None:
 
 def token_file(pid: int) -> Path:
     """Where the fleet that this process supervises keeps a token that nobody gave."""
-    return Path(platformdirs.user_state_path("ichat-lifecycle")) / "fleets" / f"{pid}.token"
+    return state_directory() / "fleets" / f"{pid}.token"

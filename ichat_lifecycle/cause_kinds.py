@@ -127,6 +127,14 @@ KINDS = (
         Category.CONFIGURATION,
     ),
     _kind(
+        r"returned non-zero exit status 127\b"
+        r"|No such file or directory: '(?:[^']*/)?(?:lscpu|numactl|git|nvidia-smi|rocminfo)'",
+        StartError,
+        "program_missing",
+        "install the program that the message names, or put its directory on PATH",
+        Category.CONFIGURATION,
+    ),
+    _kind(
         r"could not determine (?:the )?home directory|uid not found"
         r"|No username set in the environment",
         StartError,

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from ichat_lifecycle.adapters import standard_streams
+
 if TYPE_CHECKING:
     from ichat_lifecycle.config import Settings
 
@@ -20,6 +22,7 @@ PORT_MAX = 65535
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Runs one command; never returns. Exit codes: see the README."""
+    standard_streams.prepare()
     # From the first moment on, a signal before anything has started is a clean end.
     signal.signal(signal.SIGTERM, _end_before_start)
     signal.signal(signal.SIGINT, _end_before_start)
@@ -175,17 +178,19 @@ def follow_supervisor(environment: Mapping[str, str]) -> None:
 
 def _serve(args: argparse.Namespace, rest: list[str]) -> int:
     follow_supervisor(os.environ)
+    from ichat_lifecycle import environment
     from ichat_lifecycle.adapters import termination_log
     from ichat_lifecycle.errors import LifecycleError, report
 
     try:
+        notes = environment.prepare(os.environ)
         settings = _check(args, rest)
     except LifecycleError as error:
         termination_log.write(error)
         return report(error)
     from ichat_lifecycle.worker import end_process, serve
 
-    end_process(serve(args, rest, settings, serve_flags()))
+    end_process(serve(args, rest, settings, serve_flags(), notes))
 
 
 def serve_flags() -> tuple[str, ...]:
@@ -199,9 +204,13 @@ def serve_flags() -> tuple[str, ...]:
 def _check(args: argparse.Namespace, rest: list[str]) -> Settings:
     """What can be known before vLLM's import, which takes seconds, is told before it."""
     from ichat_lifecycle.adapters.handed_socket import check_handed
+    from ichat_lifecycle.adapters.vllm_environment import check as check_variables
     from ichat_lifecycle.config import load_settings
+    from ichat_lifecycle.credentials import check_flags
     from ichat_lifecycle.preflight import check_address, check_model, scan
 
+    check_variables(os.environ)
+    check_flags(args.control_token, rest)
     path = Path(args.lifecycle_config) if args.lifecycle_config else None
     settings = load_settings(path, args.set or ())
     found = scan(args, rest)

@@ -101,7 +101,9 @@ class Secrets:
 
     def add(self, *texts: str | None) -> None:
         """Adds secrets; those of fewer than 4 characters, and None, are left out."""
-        long_enough = {t for t in texts if isinstance(t, str) and len(t) >= SECRET_LENGTH_MIN}
+        # Without the white space around them, as they are used (see credentials).
+        bare = {text.strip() for text in texts if isinstance(text, str)}
+        long_enough = {text for text in bare if len(text) >= SECRET_LENGTH_MIN}
         # A log line in JSON has them escaped.
         escaped = {json.dumps(text)[1:-1] for text in long_enough}
         self._known |= long_enough | escaped

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import structlog
+
+from ichat_lifecycle.home import cache_directory
 
 log = structlog.get_logger("ichat_lifecycle")
 
@@ -22,7 +23,7 @@ KEYS_KEPT = 200
 
 def default_path() -> Path:
     """`starts.json` in the user's cache directory."""
-    return Path(platformdirs.user_cache_dir("ichat-lifecycle")) / "starts.json"
+    return cache_directory() / "starts.json"
 
 
 # Where it listens and what it is called do not change how long it takes.

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn, TextIO
 
 import structlog
 
+from ichat_lifecycle import environment
 from ichat_lifecycle.adapters import logs, termination_log
 from ichat_lifecycle.adapters.clock import process_age_s
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S, LastResort
@@ -37,6 +38,7 @@ def serve(
     backend_argv: list[str],
     settings: Settings,
     known_flags: tuple[str, ...] = (),
+    notes: Sequence[environment.Note] = (),
 ) -> int:
     """Runs one worker to its end.
 
@@ -44,6 +46,7 @@ def serve(
         framework: our own flags, as `cli` parsed them.
         backend_argv: everything else: vLLM's flags and iChat's standard ones.
         known_flags: our own flags, to suggest where one is mistyped.
+        notes: warnings that have waited for the log.
 
     Returns:
         the exit code; see errors.ExitCode.
@@ -55,6 +58,7 @@ def serve(
             framework, backend_argv, options=_options(framework, settings, known_flags)
         )
         with _logging(framework, backend, stream):
+            environment.log_all(notes)
             _compare_with_grace(settings, framework.grace_period)
             _run(backend, backend_argv, settings, stream)
     except Exception as error:

@@ -114,6 +114,7 @@ KINDS: dict[str, tuple[type[LifecycleError], int, str]] = {
     "read_only": (StartError, 70, "permission"),
     "cache_unwritable": (StartError, 70, "permission"),
     "compiler_missing": (StartError, 70, "configuration"),
+    "program_missing": (StartError, 70, "configuration"),
     "no_home": (StartError, 70, "configuration"),
     "service_link": (ArgumentsError, 2, "configuration"),
     "engine_port_unavailable": (StartError, 70, "port"),
@@ -279,6 +280,12 @@ LOGGED = [
         "PermissionError: [Errno 13] Permission denied: '/tmp/torchinductor_root/ab'",
         "cache_unwritable",
         "torchinductor",
+    ),
+    (
+        "subprocess.CalledProcessError: Command 'lscpu --json --extended=CPU,CORE,NODE --online' "
+        "returned non-zero exit status 127.",
+        "program_missing",
+        "lscpu",
     ),
     ("RuntimeError: could not determine home directory", "no_home", "home"),
     ("KeyError: 'getpwuid(): uid not found: 12345'", "no_home", "12345"),

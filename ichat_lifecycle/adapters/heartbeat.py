@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import structlog
 
+from ichat_lifecycle.adapters.proxies import proxy_for
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.redact import redact
@@ -176,11 +177,14 @@ class Heartbeat:
 
     async def _post(self, state: State) -> httpx.Response:
         if self._client is None:
+            proxied = self._transport is None
             self._client = httpx.AsyncClient(
                 transport=self._transport,
                 timeout=None,  # httpx's are per read; ours is for the whole beat
                 # Certificates take 50 ms of the loop to load, and plain HTTP has none to verify.
-                verify=self._gateway.startswith("https:"),
+                verify=httpx.create_ssl_context() if self._gateway.startswith("https:") else False,
+                proxy=proxy_for(self._gateway) if proxied else None,
+                trust_env=False,
             )
         return await self._client.post(
             f"{self._gateway}/v1/workers/heartbeat",

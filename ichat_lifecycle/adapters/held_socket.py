@@ -127,6 +127,8 @@ class HeldSocket:
             lifespan="off",
             log_config=None,
             access_log=False,
+            workers=1,  # else WEB_CONCURRENCY is read, which may be no number
+            proxy_headers=False,
             timeout_graceful_shutdown=1,
             ssl_certfile=certificate,
             ssl_keyfile=key,

@@ -100,7 +100,7 @@ class UvicornServer:
         options = dict(self._options())
         limits = {name: options.pop(name) for name in _HEADER_LIMITS if name in options}
         try:
-            config = uvicorn.Config(self._gate, lifespan="off", **options)
+            config = uvicorn.Config(self._gate, lifespan="off", workers=1, **options)
             for name, value in limits.items():
                 setattr(config, name, value)
             config.load()
@@ -126,7 +126,7 @@ class UvicornServer:
         """Builds the app, runs its start-up, and lets requests through to it."""
         app = await self._builder.build()
         # Uvicorn's own implementation of the lifespan protocol; its server runs only the gate.
-        lifespan = LifespanOn(uvicorn.Config(app, lifespan="on", log_config=None))
+        lifespan = LifespanOn(uvicorn.Config(app, lifespan="on", log_config=None, workers=1))
         self._lifespan = lifespan
         await lifespan.startup()
         if lifespan.should_exit:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ichat_lifecycle import causes, environment
+from ichat_lifecycle.adapters import vllm_environment
 from ichat_lifecycle.adapters.chat_template import syntax_error
 from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments, parse
+from ichat_lifecycle.credentials import API_KEY_FLAG, header_value
 from ichat_lifecycle.errors import ArgumentsError, LifecycleError
 from ichat_lifecycle.ports import PhaseReport
 
@@ -60,10 +64,17 @@ class VllmArguments:
             ArgumentsError: a flag is unknown, in conflict or has a bad value.
             StartError: vLLM is missing or not supported.
         """
-        self.layout = load(self._checkpoint)
+        vllm_environment.check(os.environ)
+        try:
+            self.layout = load(self._checkpoint)
+        except (LifecycleError, _StopAsked):
+            raise
+        except Exception as error:
+            raise _import_error(error) from error
         self._on_imported()
         parser = self.layout.make_arg_parser(self.layout.argument_parser())
         parsed = parse(self._framework, self._argv, parser, self._also_known)
+        _strip_keys(parsed.vllm)
         self._validate_with_vllm(parsed.vllm)
         self.parsed = parsed
 
@@ -95,6 +106,29 @@ class VllmArguments:
             raise ArgumentsError(
                 f"--chat-template {shown}: {wrong}", hint="correct the Jinja template"
             )
+
+
+def _import_error(error: Exception) -> LifecycleError:
+    """What ended the import of vLLM or of a library of its own."""
+    text = f"{type(error).__name__}: {error}"
+    name = environment.blamed(text, os.environ) if isinstance(error, ValueError) else None
+    if name is not None:
+        return ArgumentsError(
+            f"{name}: a library of vLLM's cannot read it",
+            root_cause=text,
+            code="bad_variable",
+            hint="correct the variable, or unset it",
+        )
+    return causes.start_error(error, ())
+
+
+def _strip_keys(namespace: argparse.Namespace) -> None:
+    """Those of a `--config` file, too; vLLM's own middleware compares with what is left here."""
+    given: list[str] | None = getattr(namespace, "api_key", None)
+    if given:
+        namespace.api_key = [header_value(API_KEY_FLAG, str(key)) for key in given]
+        if namespace.api_key != given:
+            environment.stripped(API_KEY_FLAG)()
 
 
 def _import_parser_plugins(namespace: argparse.Namespace) -> None:

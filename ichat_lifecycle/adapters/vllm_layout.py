@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ichat_lifecycle.errors import StartError
+from ichat_lifecycle.cause_kinds import UNKNOWN, classify
+from ichat_lifecycle.errors import LifecycleError, StartError
 
 SUPPORTED_RANGE = "0.27 to 0.33"
 
@@ -225,7 +226,16 @@ def _import(module: str) -> Any:
         raise _broken(error) from error
 
 
-def _broken(error: ImportError) -> StartError:
+def _broken(error: ImportError) -> LifecycleError:
+    kind = classify(str(error))
+    if kind is not UNKNOWN:
+        return kind.error(
+            "vLLM cannot be imported",
+            code=kind.code,
+            hint=kind.hint,
+            root_cause=str(error),
+            category=kind.category,
+        )
     return StartError(
         f"vLLM cannot be imported: {error}",
         code="vllm_import_failed",

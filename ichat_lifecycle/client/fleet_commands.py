@@ -12,6 +12,7 @@ import httpx
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
 from ichat_lifecycle.client.commands import in_order
 from ichat_lifecycle.client.fleets import Supervisor, find_fleet
+from ichat_lifecycle.credentials import header_value
 from ichat_lifecycle.errors import ArgumentsError
 
 TIMEOUT_S = 200.0  # a reload asks vLLM's parser
@@ -80,7 +81,8 @@ def _print_lines(fleet: Supervisor, path: str, query: Mapping[str, Any]) -> None
 
 def _post(args: argparse.Namespace, path: str, body: Any = None) -> Mapping[str, Any]:
     fleet = find_fleet(args.fleet)
-    token = args.token or os.environ.get(FLEET_TOKEN_VARIABLE) or fleet.token
+    given = args.token or os.environ.get(FLEET_TOKEN_VARIABLE)
+    token = header_value("the fleet's token", given) if given else fleet.token
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with fleet.client(TIMEOUT_S) as client:

@@ -24,6 +24,8 @@ async def serving(app: Any, sock: socket.socket) -> AsyncIterator[None]:
         lifespan="off",
         log_config=None,
         access_log=False,
+        workers=1,  # else WEB_CONCURRENCY is read, which may be no number
+        proxy_headers=False,  # else FORWARDED_ALLOW_IPS is
         timeout_graceful_shutdown=GRACE_S,
     )
     server = PromptServer(config)

@@ -197,6 +197,7 @@ class ControlPlane:
             # `access_log=False` would take the handlers of the whole process' access log away;
             # _Protocol switches it off for its own connections.
             proxy_headers=False,
+            workers=1,  # else WEB_CONCURRENCY is read, which may be no number
             server_header=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE, token_file
+from ichat_lifecycle.credentials import header_value
 
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
@@ -22,7 +23,7 @@ def kept_token(given: str | None) -> Iterator[str]:
     A file that a killed supervisor has left is of no use to anybody, and goes with the next one.
     """
     if given:
-        yield given
+        yield header_value("fleet.token", given)
         return
     token, path = secrets.token_urlsafe(24), token_file(os.getpid())
     try:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import httpx
 import structlog
 
+from ichat_lifecycle import environment
 from ichat_lifecycle.adapters import logs
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
@@ -379,6 +380,7 @@ def up(
     Raises:
         LifecycleError: the file is wrong, or an address cannot be had. Nothing was started.
     """
+    notes = environment.prepare(os.environ)
     stream = stream or sys.stderr
     target: logs.Writable = stream
     board = FleetBoard(str(file)) if stream.isatty() else None
@@ -390,6 +392,7 @@ def up(
         stack.callback(lines.close)
         level = "info" if board is None else "warning"  # what goes well is in the table
         logs.configure(lines, as_json=board is None, scrub=str, level=level)
+        environment.log_all(notes)
         # A server begins and ends there with each absence of a worker.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         supervisor = Supervisor(

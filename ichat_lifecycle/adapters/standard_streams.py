@@ -1,0 +1,46 @@
+"""The three standard streams, as anything that starts a process may have left them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from io import TextIOWrapper
+
+# What a strict stream cannot encode is escaped, as Python itself does it on stderr.
+ESCAPED = "backslashreplace"
+
+
+def prepare() -> None:
+    """Opens those that are closed on /dev/null, and lets none fail for a character that it lacks.
+
+    Call this before anything else opens a file or a socket, which would get a number that is free:
+    with stdout closed, a listening socket becomes descriptor 1, and all that is printed goes there.
+    """
+    for fd in (0, 1, 2):
+        _open(fd)
+    # Python has None where a descriptor was closed when it started.
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors=ESCAPED, closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        # Others than Python's own are replaced ones, in a test for example.
+        if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors=ESCAPED)
+
+
+def _open(fd: int) -> None:
+    """Puts /dev/null in the place of a descriptor that is closed, for the processes we start, too.
+
+    Those below it are open by now, so that it is the lowest free number, which `open` returns.
+    """
+    try:
+        os.fstat(fd)
+    except OSError:
+        opened = os.open(os.devnull, os.O_RDWR)
+        os.set_inheritable(opened, True)
+        if opened != fd:  # somebody else was faster
+            os.dup2(opened, fd)
+            os.close(opened)

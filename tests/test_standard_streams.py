@@ -1,0 +1,82 @@
+"""Whatever state the standard streams are in when a command starts, it runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = "from ichat_lifecycle.cli import main; main(sys.argv[1:])"
+ASCII = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+
+
+def run(script: str, redirections: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    """A new interpreter, started by a shell that closes what `redirections` name."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'exec "$0" -c "$1" {redirections}', sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environ},
+    )
+
+
+@pytest.mark.parametrize("redirections", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_leads_to_dev_null_before_anything_can_take_its_number(
+    redirections: str, tmp_path: Path
+) -> None:
+    """A socket with the number 1 gets what is printed, and a redirection of stdout replaces it."""
+    report = tmp_path / "report"
+    done = run(
+        "import os, socket, sys\n"
+        "from ichat_lifecycle.adapters import standard_streams\n"
+        "standard_streams.prepare()\n"
+        "sock = socket.socket()\n"
+        "print('out'); print('err', file=sys.stderr); sys.stdin.read(0)\n"
+        "sys.stdout.flush()\n"
+        f"open({str(report)!r}, 'w').write(f'{{sock.fileno()}}'\n"
+        "    f' {all(os.get_inheritable(fd) for fd in (0, 1, 2))}')",
+        redirections,
+    )
+    assert done.returncode == 0, done.stderr
+    number, inherited = report.read_text().split()
+    assert int(number) > 2
+    assert inherited == "True"
+
+
+@pytest.mark.parametrize("redirections", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_the_command_line_runs_without_a_stream(redirections: str) -> None:
+    done = run(f"import sys; sys.argv[1:] = ['--version']; {PROGRAM}", redirections)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_stream_cannot_encode_is_escaped() -> None:
+    done = run(
+        "import sys\n"
+        "from ichat_lifecycle.adapters import standard_streams\n"
+        "standard_streams.prepare()\n"
+        "print('мост \\udcff'); print('мост', file=sys.stderr)",
+        **ASCII,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "\\u043c\\u043e\\u0441\\u0442 \\udcff\n"
+    assert done.stderr == "\\u043c\\u043e\\u0441\\u0442\n"
+
+
+def test_check_prints_a_models_name_on_a_stream_that_is_ascii() -> None:
+    """The same for each command that prints: `main` prepares the streams before all of them."""
+    done = run(
+        "import sys\n"
+        "from types import SimpleNamespace as Any\n"
+        "from ichat_lifecycle.fleet import commands\n"
+        "plan = Any(name='most', model='\\u043c', address='127.0.0.1:1', gpu_ids=None)\n"
+        "commands.read_plans = lambda *a, **k: Any(doubts=[], plans=[plan])\n"
+        f"sys.argv[1:] = ['check', 'configs.yaml']\n{PROGRAM}",
+        **ASCII,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "most: \\u043c on 127.0.0.1:1\n"
