@@ -6,13 +6,14 @@ Set from a YAML file (`--lifecycle-config`) or one by one (`--set health.interva
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 
@@ -20,6 +21,8 @@ from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 TOKEN_VARIABLE = "ICHAT_LIFECYCLE_CONTROL_TOKEN"
 
 Seconds = float
+
+SHOWN = 200  # characters of a wrong value in an error
 
 
 class _Section(BaseModel):
@@ -39,12 +42,46 @@ class Start(_Section):
     poll_interval: Seconds = Field(0.1, gt=0, description="between two asks for /health")
 
 
+# Of one request of `warm_up.extra`: a large prompt fits, a mistake such as a whole file does not.
+BODY_LIMIT = 100_000
+# Answers that come before the work is done: nothing would be warm.
+_ANSWERED_EARLY = ("stream", "background")
+
+
+class WarmUpRequest(_Section):
+    """One more request that comes before READY, as a client would make it."""
+
+    path: str = Field(
+        pattern=r"^/[!-~]{1,199}$", description="of vLLM's API, such as /v1/chat/completions"
+    )
+    body: dict[str, Any] = Field(description="what is posted, as JSON; `model` is filled in")
+    name: str = Field("", max_length=100, description="what errors call it; by default its path")
+    required: bool = Field(True, description="false: a failure is a warning, not a failed start")
+
+    @field_validator("body")
+    @classmethod
+    def _is_a_request(cls, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size = len(json.dumps(body, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not JSON: {error}") from None
+        if size > BODY_LIMIT:
+            raise ValueError(f"{size} bytes of JSON, at most {BODY_LIMIT} are allowed")
+        for key in _ANSWERED_EARLY:
+            if body.get(key):
+                raise ValueError(f"{key!r} is of no use here: the whole answer is waited for")
+        return body
+
+
 class WarmUp(_Section):
     """The requests that come before READY."""
 
     requests: int = Field(2, ge=0, le=100, description="how many; 0 skips them and the canary")
     max_tokens: int = Field(8, ge=1, le=1024, description="tokens that each generates")
     prompt: str = Field("Hello", min_length=1, description="what is asked")
+    extra: tuple[WarmUpRequest, ...] = Field(
+        (), max_length=50, description="requests that follow, each with a path and a body"
+    )
 
 
 class Health(_Section):
@@ -144,7 +181,11 @@ class Settings(_Section):
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for part in location:
+        if isinstance(part, int):
+            continue  # an item of a list, whose model is known already
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
@@ -159,7 +200,8 @@ def _complaint(error: Mapping[str, Any]) -> str:
             str(location[-1]), _known_keys(Settings, location[:-1]), n=1, cutoff=0.5
         )
         return f"{name}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
-    return f"{name}: {error['msg']} (got {error['input']!r})"
+    got = repr(error["input"])
+    return f"{name}: {error['msg']} (got {got if len(got) <= SHOWN else got[:SHOWN] + '…'})"
 
 
 def _line_of(text: str, location: Iterable[Any]) -> int:
@@ -167,6 +209,10 @@ def _line_of(text: str, location: Iterable[Any]) -> int:
     node = yaml.compose(text)
     line = 1
     for part in location:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+            continue
         if not isinstance(node, yaml.MappingNode):
             break
         for key, value in node.value:

@@ -238,6 +238,14 @@ class Probe(Protocol):
         """One greedy request; its output becomes the canary's expected answer; may raise."""
         ...
 
+    async def request(self, path: str, body: Mapping[str, Any]) -> None:
+        """One request as a client would make it. Raises when it is not answered with 200.
+
+        Args:
+            body: as JSON; `model` is filled in.
+        """
+        ...
+
     async def canary(self) -> None:
         """One greedy request. Raises when it is not answered."""
         ...

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ichat_lifecycle.bounds import Interrupted
-from ichat_lifecycle.errors import DeadlineError
-from ichat_lifecycle.ports import Probe
+from ichat_lifecycle.config import WarmUpRequest
+from ichat_lifecycle.errors import DeadlineError, StartError
+from ichat_lifecycle.ports import Notice, Probe
 
 if TYPE_CHECKING:
     from ichat_lifecycle.lifecycle import Lifecycle
@@ -73,4 +74,24 @@ class Readiness:
         for number in range(1, wanted + 1):
             self._last = f"warm-up request {number} of {wanted} has not been answered"
             await life.bounded(self._probe.warm_up(), "warm-up")
+        for number, request in enumerate(life.settings.warm_up.extra):
+            name = f"warm_up.extra.{number} ({request.name or request.path})"
+            self._last = f"{name} has not been answered"
+            await self._warm_up_by(request, name, f"warm_up_extra_{number}_failed")
         life.learn(warmed_up=True)
+
+    async def _warm_up_by(self, request: WarmUpRequest, name: str, code: str) -> None:
+        try:
+            asking = self._probe.request(request.path, request.body)
+            await self._life.bounded(asking, "warm-up")
+        except StartError as error:
+            message, hint = f"{name}: {error.message}", "correct the request"
+            if request.required:
+                raise StartError(
+                    message,
+                    code="warm_up_failed",
+                    root_cause=error.root_cause,
+                    hint=f"{hint}, or set its `required` to false",
+                ) from error
+            self._noticed |= {code}
+            self._life.recorder.warn(Notice(code, message, error.root_cause, hint))

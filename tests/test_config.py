@@ -69,6 +69,41 @@ def test_stop_bound_is_the_sum_of_the_stages() -> None:
         ("stop:\n  drain: 1\n\n  engine: soon\n", 4, "stop.engine: Input should be a valid number"),
         ("health:\n  interval: 0\n", 2, "health.interval: Input should be greater than 0 (got 0)"),
         ("warm_up: {requests: 101}\n", 1, "warm_up.requests: Input should be less than or equal"),
+        (
+            "warm_up:\n  extra:\n  - {path: /v1/x, body: {}}\n  - path: v1/x\n    body: {}\n",
+            4,
+            "warm_up.extra.1.path: String should match",
+        ),
+        (
+            "warm_up:\n  extra:\n  - {path: /x, boby: {}, body: {}}\n",
+            3,
+            "warm_up.extra.0.boby: unknown key (did you mean 'body'?)",
+        ),
+        (
+            "warm_up:\n  extra:\n  - path: /x\n",
+            3,
+            "warm_up.extra.0.body: Field required",
+        ),
+        (
+            "warm_up:\n  extra: [{path: /x, body: {stream: true}}]\n",
+            2,
+            "warm_up.extra.0.body: Value error, 'stream' is of no use here",
+        ),
+        (
+            "warm_up:\n  extra: [{path: /x, body: {at: 2026-01-01}}]\n",
+            2,
+            "warm_up.extra.0.body: Value error, not JSON",
+        ),
+        (
+            f"warm_up:\n  extra: [{{path: /x, body: {{prompt: {'x' * 100_000}}}}}]\n",
+            2,
+            "warm_up.extra.0.body: Value error, 100014 bytes of JSON, at most 100000",
+        ),
+        (
+            f"warm_up:\n  extra: [{'{path: /x, body: {}}, ' * 51}]\n",
+            2,
+            "warm_up.extra: Tuple should have at most 50 items",
+        ),
         ("# on the whole\nhealth: 5\n", 2, "health: Input should be"),
         ("- health\n", 1, "expected sections such as 'health:' at the top level"),
         ("soon\n", 1, "expected sections such as 'health:' at the top level"),
@@ -80,6 +115,11 @@ def test_an_error_in_a_file_names_its_line(path: Path, text: str, line: int, wor
     assert said.startswith(f"{path}:{line}: {words}")
     if words.endswith("unknown key"):
         assert "did you mean" not in said
+
+
+def test_a_wrong_value_is_not_shown_in_all_its_length(path: Path) -> None:
+    path.write_text(f"warm_up: {{requests: {'x' * 10_000}}}\n")
+    assert len(complaint(path)) < 1000
 
 
 def test_what_is_not_yaml_names_its_line(path: Path) -> None:
@@ -149,3 +189,10 @@ def test_an_assignment_into_what_is_no_section(path: Path) -> None:
 def test_no_deadline_is_infinite(value: str) -> None:
     """A deadline that never comes is none, and the bound on a stop could not be computed."""
     assert "stop.engine" in complaint(None, f"stop.engine={value}")
+
+
+def test_a_warm_up_request_can_be_set_on_the_command_line() -> None:
+    text = "warm_up.extra=[{path: /v1/chat/completions, body: {messages: []}, required: false}]"
+    (request,) = load_settings(assignments=[text]).warm_up.extra
+    assert (request.path, request.body) == ("/v1/chat/completions", {"messages": []})
+    assert not request.required

@@ -37,7 +37,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 STATES = (ROOT / "states.md").read_text(encoding="utf-8")
 LIFECYCLE_YAML = ROOT / "configs/lifecycle.yaml"
 
-DEFAULTS: dict[str, dict[str, Any]] = Settings().model_dump()
+DEFAULTS: dict[str, dict[str, Any]] = Settings().model_dump(mode="json")
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -84,6 +84,16 @@ def test_each_example_setting_says_what_it_is_and_times_their_unit() -> None:
 def is_time(section: str, key: str) -> bool:
     declared: Any = Settings.model_fields[section].annotation
     return declared.model_fields[key].annotation is Seconds
+
+
+def test_the_examples_of_warm_up_requests_are_ones() -> None:
+    text = LIFECYCLE_YAML.read_text(encoding="utf-8").split("# extra:\n")[1]
+    block = text.split("\n\n")[0]
+    lines = [line.removeprefix("  #") for line in block.splitlines()]
+    extra = yaml.safe_load("\n".join(lines))
+    settings = Settings.model_validate({"warm_up": {"extra": extra}})
+    assert [r.name for r in settings.warm_up.extra] == ["chat", "JSON schema", "log probabilities"]
+    assert [r.required for r in settings.warm_up.extra] == [True, True, False]
 
 
 def test_the_example_settings_name_the_bound_on_a_stop() -> None:

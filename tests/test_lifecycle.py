@@ -656,3 +656,56 @@ def test_a_restart_cuts_what_has_begun_since_the_drain() -> None:
     life = live(script)
     assert before(life, "server.drained", "server.cut")
     assert before(life, "server.cut", "server.detach")
+
+
+# --- the operator's own warm-up requests
+
+
+def _with_extra(*required: bool) -> Settings:
+    extra = [{"path": "/v1/x", "body": {}, "name": "mine", "required": r} for r in required]
+    return Settings.model_validate({"warm_up": {"requests": 1, "extra": extra}})
+
+
+def test_each_extra_request_is_made_once_for_each_engine_and_before_ready() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        assert world.calls.count("probe.request") == 2
+        lifecycle.post_fault(Fault("engine_died", "it ended"))
+        await until(lifecycle, State.READY, restarts=1)
+        assert world.calls.count("probe.request") == 4
+        lifecycle.ask_to_stop("test")
+
+    life = live(script, settings=_with_extra(True, False))
+    assert life.error is None
+    calls = life.world.calls
+    assert calls.index("probe.warm_up") < calls.index("probe.request")
+    assert calls.index("probe.request") < calls.index("watchdog.start")
+
+
+def test_an_extra_request_that_fails_is_a_failed_start_and_is_named() -> None:
+    refused = StartError("/v1/x answers 400", root_cause="no such schema")
+    outcomes = [Outcome(), Outcome(0, refused)]
+    life = live(nothing, settings=_with_extra(True, True), probe_request=outcomes)
+    assert isinstance(life.error, StartError)
+    assert life.error.line().startswith(
+        "warm_up.extra.1 (mine): /v1/x answers 400; cause: no such schema; hint: "
+    )
+    assert life.error.code == "warm_up_failed"
+
+
+def test_one_that_is_not_required_is_a_warning_which_goes_with_its_engine() -> None:
+    refused = StartError("/v1/x answers 400", root_cause="no such schema")
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        (warning,) = lifecycle.snapshot.warnings
+        assert warning.code == "warm_up_extra_0_failed"
+        assert warning.message == "warm_up.extra.0 (mine): /v1/x answers 400"
+        assert warning.root_cause == "no such schema"
+        lifecycle.post_fault(Fault("engine_died", "it ended"))
+        await until(lifecycle, State.READY, restarts=1)
+        assert lifecycle.snapshot.warnings == ()
+        lifecycle.ask_to_stop("test")
+
+    outcomes = [Outcome(0, refused), Outcome()]
+    assert live(script, settings=_with_extra(False), probe_request=outcomes).error is None

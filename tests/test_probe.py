@@ -324,6 +324,17 @@ def test_an_app_that_raises_is_an_error_of_ours(ask: str) -> None:
     assert "within the app" in (caught.value.root_cause or "")
 
 
+def test_a_request_of_the_operators_gets_the_models_name_and_wants_200() -> None:
+    service = Service(document={"any": "thing"})
+    run(service.probe().request("/v1/x", {"messages": []}))
+    run(service.probe().request("/v1/x", {"model": "adapter"}))
+    assert service.bodies == [{"model": "demo", "messages": []}, {"model": "adapter"}]
+    service.status, service.document = 400, {"error": {"message": "no such schema"}}
+    with pytest.raises(StartError, match="/v1/x answers 400") as caught:
+        run(service.probe().request("/v1/x", {}))
+    assert caught.value.root_cause == "no such schema"
+
+
 def test_the_target_is_asked_for_each_time() -> None:
     """The address is known after the bind, the tasks after the engine's start."""
     service = Service(document={**COMPLETION, "data": [1]})

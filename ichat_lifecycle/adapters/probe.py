@@ -20,6 +20,7 @@ from ichat_lifecycle.adapters.questions import (
     CAUSE_LIMIT,
     broken_chat,
     chat_to_render,
+    error_message,
     essence,
     request_for,
     shows_work,
@@ -117,6 +118,19 @@ class SelfProbe:
         answer = await self._ask()
         if self.expected is None:
             self.expected = answer
+
+    async def request(self, path: str, body: Mapping[str, Any]) -> None:
+        """One request of the operator's.
+
+        Raises:
+            StartError: the answer was not 200.
+        """
+        target = self._target()
+        response = await _post(target, path, {"model": target.model, **body})
+        if response.status_code != httpx.codes.OK:
+            raise _Refused(
+                f"{path} answers {response.status_code}", root_cause=error_message(response.text)
+            )
 
     async def canary(self) -> None:
         """One greedy request; an answer that differs is logged, not judged: batches change bits.

@@ -329,6 +329,9 @@ class FakeProbe:
     async def warm_up(self) -> None:
         await self.world.ask_engine("probe.warm_up")
 
+    async def request(self, path: str, body: Mapping[str, Any]) -> None:
+        await self.world.ask_engine("probe.request")
+
     async def canary(self) -> None:
         await self.world.ask_engine("probe.canary")
 

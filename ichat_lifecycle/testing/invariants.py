@@ -36,6 +36,7 @@ UPWARD = frozenset(
         "server.attach",
         "probe.health",
         "probe.warm_up",
+        "probe.request",
         "watchdog.start",
     }
 )

@@ -119,6 +119,7 @@ CALLS: Mapping[str, float] = {
     "probe.health": 0.0,
     "probe.inspect": 0.0,
     "probe.warm_up": 0.25,
+    "probe.request": 0.25,
     "watchdog.start": 0.0,
     "engine.is_sleeping": 0.0,
     "probe.canary": 0.25,
