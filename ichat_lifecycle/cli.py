@@ -169,10 +169,9 @@ def _positive(text: str) -> float:
 
 def follow_supervisor(environment: Mapping[str, str]) -> None:
     """A worker of a fleet stops once its supervisor has ended, whatever has ended that."""
-    from ichat_lifecycle.adapters.parent import SUPERVISOR_VARIABLE, follow
+    from ichat_lifecycle.adapters.parent import SUPERVISOR_VARIABLE, follow, is_supervised
 
-    supervisor = environment.get(SUPERVISOR_VARIABLE, "")
-    if supervisor.isdecimal() and not follow(int(supervisor)):
+    if is_supervised(environment) and not follow(int(environment[SUPERVISOR_VARIABLE])):
         sys.exit(0)
 
 

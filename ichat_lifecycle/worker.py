@@ -20,6 +20,7 @@ from ichat_lifecycle import environment
 from ichat_lifecycle.adapters import logs, termination_log
 from ichat_lifecycle.adapters.clock import process_age_s
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S, LastResort
+from ichat_lifecycle.adapters.parent import is_supervised
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.terminal import LiveView
 from ichat_lifecycle.backend import Options, VLLMBackend
@@ -119,7 +120,7 @@ def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stre
     last_resort = LastResort(settings.stop_bound + MARGIN_S, backend.engine.kill, stream)
     backend.lifecycle.stop_hooks.append(last_resort.arm)
     backend.lifecycle.listeners.append(lambda now: _arm_when_stopping(now, last_resort))
-    StopSignals(backend.ask_to_stop).install()
+    StopSignals(backend.ask_to_stop, supervised=is_supervised(os.environ)).install()
     _keep_start_times(backend.lifecycle, key_of(backend.model_path, backend_argv))
     backend.lifecycle.recorder.head_start_s = process_age_s()
     try:

@@ -21,6 +21,7 @@ from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover, check_handed
 from ichat_lifecycle.adapters.heartbeat import Heartbeat
+from ichat_lifecycle.adapters.parent import is_supervised
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send, send_json
 from ichat_lifecycle.adapters.sd_notify import Notifier
 from ichat_lifecycle.adapters.signals import StopSignals
@@ -199,7 +200,7 @@ def main() -> int:
     worker = Worker(sys.argv[1:])
     follow_supervisor(os.environ)
     logs.configure(sys.stderr, as_json=True, scrub=str, level="info")
-    StopSignals(worker.ask_to_stop).install()
+    StopSignals(worker.ask_to_stop, supervised=is_supervised(os.environ)).install()
     print(json.dumps({"event": "words", "words": worker.arguments_left}), flush=True)
     print("no JSON", flush=True)
     for _ in range(int(os.environ.get("FLEET_CHATTER", "0"))):

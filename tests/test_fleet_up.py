@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -221,6 +222,20 @@ def test_kill_9_of_the_supervisor_leaves_no_worker(tmp_path: Path) -> None:
         pids = fleet.pids
         fleet.process.kill()
         until(lambda: not any(map(psutil.pid_exists, pids)), within_s=30)
+
+
+def test_workers_finish_what_runs_after_kill_9_of_the_supervisor(tmp_path: Path) -> None:
+    """The kernel sends them SIGTERM once for each thread of it: that is one request to stop."""
+    worker = {"model_name": "a", "env": {"FLEET_STREAM_S": "3"}}
+    with RunningFleet(tmp_path, worker) as fleet:
+        fleet.wait_until_ready()
+        assert psutil.Process(fleet.process.pid).num_threads() > 1, "else it proves nothing"
+        with ThreadPoolExecutor() as pool:
+            asking = pool.submit(fleet.ask, "a")
+            until(lambda: fleet.seen("a")["lifecycle"]["in_flight"])
+            fleet.process.kill()
+            assert asking.result().status_code == 200
+        until(lambda: not any(map(psutil.pid_exists, fleet.pids)), within_s=30)
 
 
 def test_kill_9_in_the_middle_of_the_starts_leaves_no_worker(tmp_path: Path) -> None:

@@ -9,15 +9,36 @@ from collections.abc import Iterator
 
 import pytest
 
-from ichat_lifecycle.adapters.signals import STOP_SIGNALS, StopSignals
+from ichat_lifecycle.adapters.signals import BURST_S, STOP_SIGNALS, StopSignals
+
+
+class Clock:
+    """Monotonic seconds that a test moves."""
+
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 @pytest.fixture
-def heard() -> Iterator[list[object]]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def supervised() -> bool:
+    return False
+
+
+@pytest.fixture
+def heard(clock: Clock, supervised: bool) -> Iterator[list[object]]:
     """What is asked while the handlers are installed; they are put back, whatever a test does."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     asked: list[object] = []
-    signals = StopSignals(lambda cause, *, now: asked.append((cause, now)))
+    signals = StopSignals(
+        lambda cause, *, now: asked.append((cause, now)), supervised=supervised, clock=clock
+    )
     signals.install()
     try:
         yield asked
@@ -32,11 +53,46 @@ def heard() -> Iterator[list[object]]:
 @pytest.mark.parametrize("first", STOP_SIGNALS)
 @pytest.mark.parametrize("second", STOP_SIGNALS)
 def test_the_first_is_graceful_and_each_further_one_means_now(
-    heard: list[object], first: signal.Signals, second: signal.Signals
+    heard: list[object], clock: Clock, first: signal.Signals, second: signal.Signals
 ) -> None:
     for number in (first, second, first):
         signal.raise_signal(number)
+        clock.now_s += 0.3
     assert heard == [(first.name, False), (second.name, True), (first.name, True)]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_copies_of_one_request_are_one_request(
+    heard: list[object], clock: Clock, number: signal.Signals
+) -> None:
+    """A wrapper forwards the Ctrl-C that the whole group has received already."""
+    for _ in range(10):
+        signal.raise_signal(number)
+        clock.now_s += 0.0002
+    assert heard == [(number.name, False)]
+    clock.now_s += BURST_S
+    signal.raise_signal(number)
+    assert heard == [(number.name, False), (number.name, True)]
+
+
+@pytest.mark.parametrize("supervised", [True])
+def test_sigterm_to_a_supervised_worker_is_graceful_however_often_it_comes(
+    heard: list[object], clock: Clock
+) -> None:
+    """The kernel sends it once for each thread of a supervisor that was killed."""
+    for _ in range(5):
+        signal.raise_signal(signal.SIGTERM)
+        clock.now_s += 0.3
+    assert heard == [("SIGTERM", False)]
+    signal.raise_signal(signal.SIGINT)
+    assert heard == [("SIGTERM", False), ("SIGINT", True)]
+
+
+@pytest.mark.parametrize("supervised", [True])
+def test_a_supervisor_that_hurries_at_once_is_obeyed(heard: list[object]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(number)
+    assert heard == [("SIGTERM", False), ("SIGINT", True)]
 
 
 def test_a_signal_comes_through_while_nothing_awaits(heard: list[object]) -> None:
