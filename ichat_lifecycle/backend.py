@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ichat_lifecycle.adapters.advertise import Advertised
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.compile_watch import CompileWatch
@@ -24,7 +25,7 @@ from ichat_lifecycle.adapters.engine_fork import serving_on
 from ichat_lifecycle.adapters.evidence import EngineEvidence, EvidenceFiles
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover, check_handed
-from ichat_lifecycle.adapters.heartbeat import Heartbeat
+from ichat_lifecycle.adapters.heartbeat import Heartbeat, Timing
 from ichat_lifecycle.adapters.inner_app import below_middleware
 from ichat_lifecycle.adapters.otlp import Traces
 from ichat_lifecycle.adapters.probe import SelfProbe, Target
@@ -71,7 +72,12 @@ class Options:
     Attributes:
         control_port: None for main port + 10000.
         gateway: the Gateway's address; None for no heartbeat.
+        worker_id: who the worker is to the Gateway; by default its host and main port, which are
+            the same after it was killed and started again.
         heartbeat_interval_s: seconds between two beats.
+        heartbeat_timeout_s: seconds after which the Gateway takes a silent worker for dead.
+        advertise_host, advertise_port: what the Gateway is given as this worker's address; by
+            default where it listens, or the interface that leads to the Gateway.
         defer_parsing: parse in `run()`, off the loop, so that the control plane answers meanwhile.
         log_config: Uvicorn's log configuration where vLLM is not asked for one; None for none.
         engine_sink: gets each line that the engine's processes print, from a thread; by default
@@ -92,6 +98,9 @@ class Options:
     gateway: str | None = None
     worker_id: str | None = None
     heartbeat_interval_s: float = 10.0
+    heartbeat_timeout_s: float = 30.0
+    advertise_host: str | None = None
+    advertise_port: int | None = None
     defer_parsing: bool = False
     log_config: Any = None
     engine_sink: Callable[[str], None] | None = None
@@ -259,17 +268,30 @@ class VLLMBackend(LifecycleBackend):
     def _heartbeat(self) -> Heartbeat | None:
         if self.options.gateway is None:
             return None
+        options = self.options
+        advertised = Advertised(
+            self.options.gateway, self._listening, options.advertise_host, options.advertise_port
+        )
         return Heartbeat(
             self.options.gateway,
-            self._identity_for_gateway,
+            lambda: self._identity_for_gateway(advertised),
             lambda: self.lifecycle.snapshot,
             self._on_rejected,
-            self.options.heartbeat_interval_s,
-            succeeds_s=self.options.settings.stop_bound if self.options.accept_when_ready else 0.0,
+            Timing(
+                options.heartbeat_interval_s,
+                succeeds_s=options.settings.stop_bound if options.accept_when_ready else 0.0,
+                gateway_timeout_s=options.heartbeat_timeout_s,
+            ),
+            advertised.look,
         )
 
     def _on_rejected(self, message: str) -> None:
-        error = AddressError(message, code="model_name_taken")
+        error = AddressError(
+            message,
+            code="model_name_taken",
+            hint="stop the other one, or give this one another --served-model-name; give "
+            "--heartbeat-timeout where the Gateway takes longer to forget a dead worker",
+        )
         self.lifecycle.fail(error)
 
     def _control_app(self) -> Any:
@@ -349,18 +371,23 @@ class VLLMBackend(LifecycleBackend):
             check_workers=self.engine.check_workers,
         )
 
-    def _identity_for_gateway(self) -> Mapping[str, Any]:
-        host = self._scan.host or "0.0.0.0"
-        advertised = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+    def _listening(self) -> tuple[str, int, str | None]:
         port = self.binder.bound.port if self.binder.bound else self._scan.port
-        if self._scan.uds:
-            advertised, port = f"unix:{self._scan.uds}", 0
+        return self._scan.host or "", port, self._scan.uds
+
+    def _worker_id(self) -> str:
+        # No two workers of a host have these in common, but for a port that is any free one.
+        own = self._scan.uds or self._scan.port or os.getpid()
+        return self.options.worker_id or f"{socket.gethostname()}-{own}"
+
+    def _identity_for_gateway(self, advertised: Advertised) -> Mapping[str, Any]:
+        host, port = advertised.where
         return {
-            "worker_id": self.options.worker_id or f"{socket.gethostname()}-{os.getpid()}",
+            "worker_id": self._worker_id(),
             "model_name": self.model,
             "model_path": self.model_path,
             "backend": "vllm",
-            "host": advertised,
+            "host": host,
             "port": port,
         }
 

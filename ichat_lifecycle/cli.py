@@ -94,9 +94,27 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     gateway = serve.add_argument_group("gateway")
     gateway.add_argument("--gateway-address", help="send heartbeats there; default: none")
-    gateway.add_argument("--worker-id", help="default: host name and pid")
+    gateway.add_argument("--worker-id", help="default: host name and main port")
+    gateway.add_argument(
+        "--advertise-host",
+        type=_advertisable,
+        metavar="HOST",
+        help="where the Gateway reaches this worker; default: --host, or the address of the "
+        "interface that leads to the Gateway",
+    )
+    gateway.add_argument(
+        "--advertise-port", type=_real_port, metavar="PORT", help="default: the main port"
+    )
     gateway.add_argument(
         "--heartbeat-interval", type=_positive, default=10.0, help="seconds; default: %(default)s"
+    )
+    gateway.add_argument(
+        "--heartbeat-timeout",
+        type=_positive,
+        default=30.0,
+        metavar="SECONDS",
+        help="after which the Gateway takes a silent worker for dead; while another worker has "
+        "the model name, this one tries to register for 1.5 times as long; default: %(default)s",
     )
     handed = serve.add_argument_group("socket")
     handed.add_argument(
@@ -151,6 +169,22 @@ def _port(text: str) -> int:
     if not 0 <= port <= PORT_MAX:
         raise argparse.ArgumentTypeError(f"{port} is not between 0 and {PORT_MAX}")
     return port
+
+
+def _real_port(text: str) -> int:
+    port = _port(text)
+    if not port:
+        raise argparse.ArgumentTypeError("0 is not a port that others can reach")
+    return port
+
+
+def _advertisable(text: str) -> str:
+    from ichat_lifecycle.adapters.advertise import advertisable
+
+    try:
+        return advertisable(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _natural(text: str) -> int:

@@ -20,7 +20,7 @@ from ichat_lifecycle.adapters import logs
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover, check_handed
-from ichat_lifecycle.adapters.heartbeat import Heartbeat
+from ichat_lifecycle.adapters.heartbeat import Heartbeat, Timing
 from ichat_lifecycle.adapters.parent import is_supervised
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send, send_json
 from ichat_lifecycle.adapters.sd_notify import Notifier
@@ -136,8 +136,11 @@ class Worker:
                 lambda message: self.backend.lifecycle.fail(
                     AddressError(message, code="model_name_taken")
                 ),
-                args.heartbeat_interval,
-                succeeds_s=10 if args.accept_from == "ready" else 0,
+                Timing(
+                    args.heartbeat_interval,
+                    succeeds_s=10 if args.accept_from == "ready" else 0,
+                    gateway_timeout_s=args.heartbeat_timeout,
+                ),
             )
         ]
 

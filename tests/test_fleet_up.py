@@ -130,7 +130,7 @@ def test_workers_register_at_the_gateway_that_runs(tmp_path: Path) -> None:
     """It is found where `server_settings` has it listen. A name that is taken is no worker's."""
     with running_gateway() as gateway:
         gateway.owners["rival"] = "somebody else"
-        server = {"host": "0.0.0.0", "port": gateway.server_port}
+        server = {"host": "0.0.0.0", "port": gateway.server_port, "heartbeat_timeout": 1}
         quick = {"model_name": "a", "heartbeat_interval": 0.2}
         with RunningFleet(
             tmp_path, quick, {"model_name": "rival"}, server_settings=server

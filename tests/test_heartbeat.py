@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters import heartbeat
-from ichat_lifecycle.adapters.heartbeat import GATEWAY_STATES, Heartbeat, gateway_url
+from ichat_lifecycle.adapters.heartbeat import GATEWAY_STATES, Heartbeat, Timing, gateway_url
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.journal import Progress, Snapshot
@@ -90,8 +90,9 @@ class Worker:
             options.pop("identity", lambda: IDENTITY),
             lambda: self.snapshot,
             options.pop("on_rejected", self.rejections.append),
+            look=options.pop("look", None),
             transport=self.transport,
-            **{"interval_s": LONG_S, "timeout_s": LONG_S, **options},
+            timing=Timing(**{"interval_s": LONG_S, "timeout_s": LONG_S, **options}),
         )
 
     def move(self, state: State) -> None:
@@ -327,7 +328,74 @@ def test_a_dead_gateway_never_harms(failure: str, words: str) -> None:
     assert words in logs[0]["error"]
 
 
-def test_a_409_before_registration_rejects_once() -> None:
+def test_a_409_of_a_worker_that_was_killed_a_moment_ago_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The Gateway forgets it after its own time-out; until then there are more tries, and often."""
+    monkeypatch.setattr(heartbeat, "CONFLICT_RETRY_S", SHORT_S)
+
+    async def conflict_at_first(number: int) -> httpx.Response:
+        return httpx.Response(409 if number <= 3 else 200, text="held by w0")
+
+    gateway = Gateway(conflict_at_first)
+
+    async def life() -> None:
+        worker = Worker(gateway, gateway_timeout_s=LONG_S)
+        await worker.heart.start()
+        await gateway.has(4)
+        worker.move(State.READY)
+        await gateway.has(5)
+        assert worker.rejections == []
+        await worker.heart.stop()
+
+    logs = live(life)
+    assert gateway.states[4] == "ready"
+    assert [log["event"] for log in logs] == ["gateway_conflict", "gateway_back"]
+    assert logs[0]["retry_for_s"] == LONG_S * heartbeat.CONFLICT_MARGIN
+    assert "held by w0" in logs[0]["error"]
+
+
+def test_a_stop_in_a_conflict_says_no_goodbye_for_the_other_worker() -> None:
+    async def conflict(number: int) -> httpx.Response:
+        return httpx.Response(409)
+
+    gateway = Gateway(conflict)
+
+    async def life() -> None:
+        worker = Worker(gateway)
+        await worker.heart.start()
+        await gateway.has(1)
+        await settled()
+        worker.snapshot = replace(worker.snapshot, state=State.STOPPING)
+        await worker.heart.stop()
+        assert worker.rejections == []
+
+    live(life)
+    assert gateway.states == ["initializing"]
+
+
+def test_what_is_looked_for_before_a_beat_may_fail() -> None:
+    """Then the beat fails, and the next one looks again."""
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise OSError("no route")
+
+    gateway = Gateway()
+
+    async def life() -> None:
+        worker = Worker(gateway, look=look, interval_s=SHORT_S)
+        await worker.heart.start()
+        await gateway.has(2)
+        await worker.heart.stop()
+
+    assert [log["event"] for log in live(life)] == ["gateway_unreachable", "gateway_back"]
+
+
+def test_a_409_that_lasts_rejects_once() -> None:
     """Another live worker serves the name: the message says so, and the heartbeat has ended."""
 
     async def conflict(number: int) -> httpx.Response:
@@ -338,9 +406,10 @@ def test_a_409_before_registration_rejects_once() -> None:
     gateway = Gateway(conflict)
 
     async def life() -> None:
-        worker = Worker(gateway, interval_s=SHORT_S)
+        worker = Worker(gateway, interval_s=SHORT_S, gateway_timeout_s=5 * SHORT_S)
         await worker.heart.start()
         await until(lambda: bool(worker.rejections))
+        count = len(gateway.requests)
         worker.move(State.STOPPING)
         await settled()
         await worker.heart.stop()
@@ -348,9 +417,10 @@ def test_a_409_before_registration_rejects_once() -> None:
         assert "another live worker" in worker.rejections[0]
         assert "held by w2" in worker.rejections[0]
         assert "http://gateway:4000" in worker.rejections[0]
+        assert len(gateway.requests) == count, "nothing is sent in the name of another worker"
 
     live(life)
-    assert len(gateway.requests) == 2, "nothing is sent in the name of another worker"
+    assert len(gateway.requests) > 2
 
 
 def test_what_on_rejected_raises_is_logged() -> None:
@@ -365,13 +435,13 @@ def test_what_on_rejected_raises_is_logged() -> None:
     gateway = Gateway(conflict)
 
     async def life() -> None:
-        worker = Worker(gateway, on_rejected=explode)
+        worker = Worker(gateway, on_rejected=explode, gateway_timeout_s=0)
         await worker.heart.start()
         await gateway.has(1)
         await settled()
         await worker.heart.stop()
 
-    assert [log["event"] for log in live(life)] == ["on_rejected_failed"]
+    assert [log["event"] for log in live(life)] == ["gateway_conflict", "on_rejected_failed"]
 
 
 def test_a_409_after_registration_is_only_logged() -> None:

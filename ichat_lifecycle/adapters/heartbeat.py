@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -20,6 +21,8 @@ log = structlog.get_logger("ichat_lifecycle.heartbeat")
 
 PORT_MAX = 65535
 EAGER_S = 0.5
+CONFLICT_RETRY_S = 2.0  # between two tries while another worker has the model name
+CONFLICT_MARGIN = 1.5  # times the Gateway's time-out, in which it forgets a worker that is dead
 LAST_BEAT_TIMEOUT_S = 0.8  # within the 1 s that a stop gives to a companion
 DETAIL_LENGTH_MAX = 200  # characters of a gateway's answer that are worth repeating
 
@@ -57,6 +60,25 @@ def _not_an_address(gateway: str, why: str) -> ArgumentsError:
     return ArgumentsError(f"--gateway-address {redact(gateway)}: {why}")
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How often a heartbeat beats, and how long it waits. All in seconds.
+
+    Attributes:
+        interval_s: between two beats while nothing changes.
+        timeout_s: until a beat is given up.
+        succeeds_s: of a worker that succeeds another of the same worker_id: it is silent until it
+            is READY, and then beats every half second for so long, because the other one says
+            goodbye in the meantime. 0: it succeeds nobody.
+        gateway_timeout_s: after which the gateway takes a silent worker for dead.
+    """
+
+    interval_s: float = 10.0
+    timeout_s: float = 5.0
+    succeeds_s: float = 0.0
+    gateway_timeout_s: float = 30.0
+
+
 class Heartbeat:
     """Tells the gateway who we are and how we are (ports.Companion).
 
@@ -64,10 +86,11 @@ class Heartbeat:
         gateway: its address; without a scheme http:// is meant.
         identity: worker_id, model_name, model_path, backend, host and port; asked at each beat.
         snapshot: where the worker is in its life; asked at each beat.
-        on_rejected: called, once, if the gateway refuses to register us because another live worker
-            serves this model name. The heartbeat has ended then.
-        interval_s: seconds between two beats while nothing changes.
-        timeout_s: seconds until a beat is given up.
+        on_rejected: called, once, if the gateway still refuses to register us after
+            1.5 times its time-out: another live worker serves this model name. The heartbeat has
+            ended then. Before that it may be the entry of one that was killed a moment ago.
+        timing: how often, and how long.
+        look: awaited before each beat: finds what `identity` wants from the network.
         succeeds_s: of a worker that succeeds another of the same worker_id: it is silent until it
             is READY, and then beats every half second for so long, because the other one says
             goodbye in the meantime. 0: it succeeds nobody.
@@ -85,19 +108,22 @@ class Heartbeat:
         identity: Callable[[], Mapping[str, Any]],
         snapshot: Callable[[], Snapshot],
         on_rejected: Callable[[str], None],
-        interval_s: float = 10.0,
-        timeout_s: float = 5.0,
-        succeeds_s: float = 0.0,
+        timing: Timing | None = None,
+        look: Callable[[], Awaitable[None]] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._gateway = gateway_url(gateway)
         self._identity = identity
         self._snapshot = snapshot
         self._on_rejected = on_rejected
-        self._interval_s = interval_s
-        self._timeout_s = timeout_s
-        self._succeeds_s = succeeds_s
-        self._silent = succeeds_s > 0
+        timing = timing or Timing()
+        self._interval_s = timing.interval_s
+        self._timeout_s = timing.timeout_s
+        self._succeeds_s = timing.succeeds_s
+        self._silent = timing.succeeds_s > 0
+        self._refused_for_s = timing.gateway_timeout_s * CONFLICT_MARGIN
+        self._refused_since_s: float | None = None
+        self._look = look
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
         self._task: asyncio.Task[None] | None = None
@@ -127,7 +153,8 @@ class Heartbeat:
                 # A beat that hangs gives way to the last one: never two at a time.
                 task.cancel()
                 await asyncio.wait([task])
-                if not self._rejected and not self._silent:
+                # Nobody is registered by this id while another worker has the name.
+                if not (self._rejected or self._silent or self._refused_since_s is not None):
                     await self._beat()
         except TimeoutError:
             self._failed("gateway_unreachable", error="no answer to the last beat")
@@ -142,11 +169,19 @@ class Heartbeat:
         eager_until = loop.time() + self._succeeds_s
         while not self._rejected:
             eager = loop.time() < eager_until
-            due = loop.time() + (min(EAGER_S, self._interval_s) if eager else self._interval_s)
+            began = loop.time()
             await self._beat()
+            due = began + self._until_next_s(eager=eager)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._state_changed()
+
+    def _until_next_s(self, *, eager: bool) -> float:
+        if eager:
+            return min(EAGER_S, self._interval_s)
+        if self._refused_since_s is not None:
+            return min(CONFLICT_RETRY_S, self._interval_s)
+        return self._interval_s
 
     async def _place(self) -> None:
         """Waits until the worker's place at the gateway is its own."""
@@ -176,6 +211,8 @@ class Heartbeat:
             self._answered(response)
 
     async def _post(self, state: State) -> httpx.Response:
+        if self._look is not None:
+            await self._look()
         if self._client is None:
             proxied = self._transport is None
             self._client = httpx.AsyncClient(
@@ -194,15 +231,15 @@ class Heartbeat:
     def _answered(self, response: httpx.Response) -> None:
         if response.is_success:
             self._registered = True
-            if self._failing:
+            if self._failing or self._refused_since_s is not None:
                 log.info("gateway_back", gateway=redact(self._gateway))
-            self._failing = False
+            self._failing, self._refused_since_s = False, None
         elif response.status_code != httpx.codes.CONFLICT:
             self._failed("gateway_unreachable", error=f"answered {response.status_code}")
         elif self._registered or self._stopping:
             self._failed("gateway_conflict", error=_detail(response))
         else:
-            self._reject(response)
+            self._refused(response)
 
     def _failed(self, event: str, *, error: str) -> None:
         """Logs the first failure of a run of them; the others would only repeat it."""
@@ -210,11 +247,26 @@ class Heartbeat:
             log.warning(event, gateway=redact(self._gateway), error=error)
         self._failing = True
 
+    def _refused(self, response: httpx.Response) -> None:
+        """Keeps trying for a while: the Gateway forgets a worker that was killed."""
+        now_s = asyncio.get_running_loop().time()
+        if self._refused_since_s is None:
+            self._refused_since_s = now_s
+            log.warning(
+                "gateway_conflict",
+                gateway=redact(self._gateway),
+                error=_detail(response),
+                retry_for_s=self._refused_for_s,
+            )
+        if now_s - self._refused_since_s >= self._refused_for_s:
+            self._reject(response)
+
     def _reject(self, response: httpx.Response) -> None:
         self._rejected = True
         message = (
-            f"the gateway {redact(self._gateway)} refused to register this worker: another live "
-            f"worker serves its model name ({_detail(response)})"
+            f"the gateway {redact(self._gateway)} has refused to register this worker for "
+            f"{self._refused_for_s:g} s: another live worker serves its model name "
+            f"({_detail(response)})"
         )
         try:
             self._on_rejected(message)

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ichat_lifecycle.adapters.advertise import gateway_host, is_here, is_loopback
 from ichat_lifecycle.errors import InputMissingError
 from ichat_lifecycle.fleet.document import Document, Location, Problem
 from ichat_lifecycle.fleet.load import FLEET, SERVER, Fleet, Planned
 from ichat_lifecycle.fleet.ports import Listener
 from ichat_lifecycle.preflight import Scan, check_model
+from ichat_lifecycle.redact import redact
 
 # What vLLM takes of a GPU unless it is told otherwise.
 DEFAULT_UTILIZATION = 0.92
@@ -28,7 +30,7 @@ def complain(fleet: Fleet, document: Document, *, here: bool) -> None:
     Args:
         here: the workers are to run on this machine.
     """
-    for check in (_names, _ports, _gpus, _all_gpus):
+    for check in (_names, _ports, _gateways, _gpus, _all_gpus):
         document.problems.extend(check(fleet, document))
     for look in (_models, _files):
         document.problems.extend(look(fleet, document, here))
@@ -164,6 +166,29 @@ def control_of(worker: Planned, fleet: Fleet) -> Listener:
     if worker.config.control_port is None and any(map(control.collides, given)):
         return Listener(control.host, 0)
     return control
+
+
+# Gateways -----------------------------------------------------------------------------------------
+
+
+def _gateways(fleet: Fleet, document: Document) -> Iterator[Problem]:
+    """A Gateway on another machine reaches neither 127.0.0.1 nor a Unix socket of this one."""
+    for worker in fleet.workers:
+        config = worker.config
+        gateway = config.gateway_address or fleet.server.gateway_address
+        if gateway is None or is_here(gateway_host(gateway)[0]):
+            continue
+        host = config.advertise_host or config.host
+        uds = config.vllm.get("uds") if config.advertise_host is None else None
+        if uds or is_loopback(host):
+            key = "advertise_host" if config.advertise_host else "uds" if uds else "host"
+            yield Problem(
+                document.place(worker.at(key if key in worker.keys else "model_name")),
+                f"{config.shown_name}: the Gateway {redact(gateway)} seems to be on another "
+                f"machine, and cannot reach {uds or host}",
+                "host: 0.0.0.0, or advertise_host: the address at which it reaches this worker",
+                doubt=True,
+            )
 
 
 # GPUs ---------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ DEFAULTS, LIFECYCLE = "defaults", "lifecycle"
 SECTIONS = (SERVER, WORKERS, DEFAULTS, LIFECYCLE, FLEET)
 
 # What each worker has to have of its own.
-_NO_DEFAULT = ("name", "model_name", "port", "control_port", "worker_id")
+_NO_DEFAULT = ("name", "model_name", "port", "control_port", "advertise_port", "worker_id")
 _TYPO = 0.7  # so alike are a key of iChat's Gateway that we know and one that was meant to be it
 
 

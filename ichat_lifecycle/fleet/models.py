@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from ichat_lifecycle.adapters.advertise import advertisable
 from ichat_lifecycle.config import Seconds
 from ichat_lifecycle.fleet.ports import Listener
 
@@ -113,6 +114,12 @@ class WorkerConfig(BaseModel):
     context_length: int | None = Field(None, ge=1, description="tokens; vLLM's --max-model-len")
     gateway_address: str | None = Field(None, description="default: that of server_settings")
     worker_id: str | None = Field(None, description="default: the host's name and its own")
+    advertise_host: Annotated[str, AfterValidator(advertisable)] | None = Field(
+        None,
+        description="where the Gateway reaches it; default: host, or the address of the interface "
+        "that leads to the Gateway",
+    )
+    advertise_port: Port | None = Field(None, description="default: port")
     heartbeat_interval: Seconds = Field(10, gt=0, description="between two heartbeats")
     lifecycle: dict[str, Any] = Field({}, description="deadlines and budgets of this worker")
     env: Variables = Field({}, description="its environment, besides the supervisor's")

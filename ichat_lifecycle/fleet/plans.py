@@ -200,6 +200,11 @@ def _our_argv(worker: Planned, fleet: Fleet) -> Iterator[str]:
     if gateway is not None:
         yield from ("--gateway-address", gateway)
         yield from ("--heartbeat-interval", str(config.heartbeat_interval))
+        yield from ("--heartbeat-timeout", str(fleet.server.heartbeat_timeout))
+        if config.advertise_host is not None:
+            yield from ("--advertise-host", config.advertise_host)
+        if config.advertise_port is not None:
+            yield from ("--advertise-port", str(config.advertise_port))
         # Without a pid: a worker that is started again is the same to the Gateway.
         worker_id = config.worker_id or f"{socket.gethostname()}-{config.shown_name}"
         yield from ("--worker-id", worker_id)
