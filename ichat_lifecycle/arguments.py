@@ -21,6 +21,9 @@ from typing import Any, NoReturn
 import yaml
 
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
+from ichat_lifecycle.file_kinds import Kind, kind_of
+from ichat_lifecycle.gpus import GpuId, parse_gpu_ids
+from ichat_lifecycle.refusals import refuse_flags
 
 PORT_MAX = 65535
 
@@ -58,12 +61,12 @@ class ParsedArguments:
     """
 
     vllm: argparse.Namespace
-    gpu_ids: tuple[int, ...] | None
+    gpu_ids: tuple[GpuId, ...] | None
     changed: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class Given:
     """One value that somebody gave, and how to name it in an error."""
 
     source: str
@@ -73,7 +76,7 @@ class _Given:
         value = self.value
         if isinstance(value, list):  # served model names, as they are written in argv
             value = " ".join(value)
-        if isinstance(value, tuple):  # GPU numbers
+        if isinstance(value, tuple):  # GPUs
             value = json.dumps(value)
         return f"{self.source} {value}"
 
@@ -98,21 +101,23 @@ def parse(
         SystemExit: `--help` was asked for and printed.
     """
     _add_our_flags(parser)
-    namespace = _parse_strictly(parser, [str(token) for token in backend_argv], also_known)
+    argv = _with_config_apart(str(token) for token in backend_argv)
+    namespace = _parse_strictly(parser, argv, also_known)
+    _prefer_command_line(parser, namespace, argv, also_known)
     positional = getattr(namespace, "model_tag", None)
     for dest in _MERGED:
         action = _action(parser, dest)
         if action is not None:
             given = list(_given(dest, namespace, framework_args, action))
-            setattr(namespace, dest, _agreed(dest, given) if given else _default(action))
+            setattr(namespace, dest, agreed(dest, given) if given else _default(action))
             if dest == "model" and not given:
-                raise ArgumentsError("no model given: --model-path or --model", code="no_model")
+                raise no_model()
     if positional is not None:
         namespace.model_tag = namespace.model
     given_ids = list(_given_gpu_ids(namespace, framework_args))
-    gpu_ids = _agreed("gpu_ids", given_ids) if given_ids else None
+    gpu_ids = agreed("gpu_ids", given_ids) if given_ids else None
     _remove_ours(namespace)
-    _refuse_impossible(namespace)
+    refuse_flags(lambda name: getattr(namespace, name.replace("-", "_"), None))
     return ParsedArguments(namespace, gpu_ids, _changed(parser, namespace))
 
 
@@ -145,25 +150,36 @@ def _add_our_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         GPU_IDS,
         dest=_our_dest(GPU_IDS),
-        type=_gpu_ids,
+        action=_GpuIds,
+        nargs="+",
         default=argparse.SUPPRESS,
-        help="JSON list of the GPUs to use, such as [0,1].",
+        help="The GPUs to use: numbers or UUIDs, such as 0,1.",
     )
 
 
-def _gpu_ids(value: Any) -> tuple[int, ...]:
-    """A JSON list, or a list already, as device numbers; argparse reports what is raised."""
-    ids = value
-    if isinstance(value, str):
-        with contextlib.suppress(json.JSONDecodeError):
-            ids = json.loads(value)
-    is_list = isinstance(ids, list | tuple)
-    if not is_list or any(type(i) is not int or i < 0 for i in ids) or len(set(ids)) != len(ids):
-        raise argparse.ArgumentTypeError(
-            f"expected a JSON list of different GPU numbers without spaces, such as [0,1], "
-            f"got {value!r}"
-        )
-    return tuple(ids)
+class _GpuIds(argparse.Action):
+    """One value, or several as a `--config` file gives the items of a list."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, gpu_ids_of(" ".join(values), GPU_IDS))
+
+
+def gpu_ids_of(value: Any, source: str) -> tuple[GpuId, ...]:
+    """The GPUs that a value names.
+
+    Raises:
+        ArgumentsError: it names none, or one twice; begins with `source`.
+    """
+    try:
+        return parse_gpu_ids(value)
+    except ValueError as error:
+        raise ArgumentsError(f"{source}: {error}, got {value!r}") from error
 
 
 def _parse_strictly(
@@ -173,14 +189,13 @@ def _parse_strictly(
     # afterwards was given neither in argv nor in the --config file.
     merged = {dest: _NOT_GIVEN for dest in _MERGED if _action(parser, dest)}
     namespace = argparse.Namespace(**merged)
-    argv = _with_config_apart(argv)
     if argv and argv[-1].startswith("--") and "." in argv[-1] and "=" not in argv[-1]:
         # vLLM's parser would look past the end for the value of a dotted flag.
         raise ArgumentsError(f"{argv[-1]}: expected a value")
     path = config_path(argv)
-    if path is not None:
-        read_config(path)  # for its errors, which are clearer than those of vLLM's own reader
-    with _strict(parser) as extras:
+    # Read here for its errors, too, which are clearer than those of vLLM's own reader.
+    content = read_config(path) if path is not None else {}
+    with _strict(parser, _taken_already(content, also_known)) as extras:
         try:
             parser.parse_args(argv, namespace)
         except ArgumentsError:
@@ -192,15 +207,63 @@ def _parse_strictly(
     return namespace
 
 
+def _taken_already(content: Mapping[Any, Any], also_known: Sequence[str]) -> frozenset[str]:
+    """The flags of a `--config` file that its reader's own program has taken (see cli)."""
+    return frozenset({as_flag(key) for key in content} & set(also_known))
+
+
+def as_flag(key: object) -> str:
+    """The flag that a key of a `--config` file stands for."""
+    return "--" + str(key).replace("_", "-")
+
+
+def _prefer_command_line(
+    parser: argparse.ArgumentParser,
+    namespace: argparse.Namespace,
+    argv: list[str],
+    also_known: Sequence[str],
+) -> None:
+    """For flags with another name, too, argv comes before the `--config` file, as for vLLM."""
+    if "--config" not in argv:
+        return
+    at = argv.index("--config")
+    alone = _parse_strictly(parser, argv[:at] + argv[at + 2 :], also_known)
+    for dest in ALIASES.values():
+        names = [dest, *(_our_dest(alias) for alias, to in ALIASES.items() if to == dest)]
+        names += ["model_tag"] if dest == "model" else []
+        given = {name: getattr(alone, name, None) for name in names}
+        if any(value not in (None, _NOT_GIVEN) for value in given.values()):
+            for name in names:
+                setattr(namespace, name, given[name])
+
+
+def _without(args: Iterable[str], flags: frozenset[str]) -> list[str]:
+    """The words without these flags and their values, as a `--config` file's reader writes them."""
+    kept: list[str] = []
+    dropping = False
+    for token in args:
+        if token.startswith("--"):
+            dropping = token.replace("_", "-") in flags
+        if not dropping:
+            kept.append(token)
+    return kept
+
+
 @contextlib.contextmanager
-def _strict(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
-    """While it lasts, errors are raised and only whole flags match; yields what is left over."""
+def _strict(
+    parser: argparse.ArgumentParser, taken: frozenset[str] = frozenset()
+) -> Iterator[list[str]]:
+    """While it lasts, errors are raised and only whole flags match; yields what is left over.
+
+    Args:
+        taken: flags that only a `--config` file can still bring, and that are passed over.
+    """
     extras: list[str] = []
     parse_known_args = parser.parse_known_args
     option_tuples: Callable[[str], list[Any]] = getattr(parser, "_get_option_tuples", lambda _: [])
 
     def known(args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        namespace, rest = parse_known_args(args, namespace)
+        namespace, rest = parse_known_args(_without(args, taken) if taken else args, namespace)
         extras.extend(rest)
         return namespace, []
 
@@ -244,9 +307,23 @@ def _refuse_unknown(known: Sequence[str], extras: list[str]) -> None:
         flags = "; ".join(f"unknown flag {flag}{_nearest(known, flag)}" for flag in unknown)
         raise ArgumentsError(flags, code="unknown_flag")
     if extras:
-        raise ArgumentsError(
-            f"unexpected argument {extras[0]!r}", hint="only the model may be given without a flag"
-        )
+        raise unexpected(extras[0])
+
+
+def unexpected(token: str) -> ArgumentsError:
+    """The error for a word that belongs to no flag."""
+    return ArgumentsError(
+        f"unexpected argument {token!r}", hint="only the model may be given without a flag"
+    )
+
+
+def no_model() -> ArgumentsError:
+    """The error for arguments without a model."""
+    return ArgumentsError(
+        "no model given: --model-path or --model",
+        code="no_model",
+        hint="ichat-lifecycle serve --model-path DIRECTORY, or ORG/NAME of a hub",
+    )
 
 
 def _nearest(known: Sequence[str], flag: str) -> str:
@@ -302,6 +379,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ArgumentsError(f"--config {path}: not YAML: {_words(error)}") from error
     if not isinstance(content, dict):
         raise ArgumentsError(f"--config {path}: expected lines such as 'port: 8000'")
+    kind = kind_of(content)
+    if kind is not None and kind is not Kind.FLAGS:
+        message = f"--config {path}: this is {kind.what}, not one of vLLM's flags"
+        raise ArgumentsError(message, hint=kind.hint)
     return content
 
 
@@ -313,7 +394,7 @@ def _given(
     namespace: argparse.Namespace,
     framework_args: argparse.Namespace,
     action: argparse.Action,
-) -> Iterator[_Given]:
+) -> Iterator[Given]:
     """Every value for one attribute, the one that wins first. A None is not given."""
     flag = action.option_strings[0]
     candidates = [(flag, getattr(namespace, dest))]
@@ -330,20 +411,18 @@ def _given(
         candidates.append((source, _convert(action, value, source)))
     for source, value in candidates:
         if value is not None and value is not _NOT_GIVEN:
-            yield _Given(source, value)
+            yield Given(source, value)
 
 
 def _given_gpu_ids(
     namespace: argparse.Namespace, framework_args: argparse.Namespace
-) -> Iterator[_Given]:
+) -> Iterator[Given]:
     if hasattr(namespace, _our_dest(GPU_IDS)):
-        yield _Given(GPU_IDS, getattr(namespace, _our_dest(GPU_IDS)))
+        yield Given(GPU_IDS, getattr(namespace, _our_dest(GPU_IDS)))
     value = getattr(framework_args, "gpu_ids", None)
     if value is not None:
-        try:
-            yield _Given(f"the framework's {GPU_IDS}", _gpu_ids(value))
-        except argparse.ArgumentTypeError as error:
-            raise ArgumentsError(f"the framework's {GPU_IDS}: {error}") from error
+        source = f"the framework's {GPU_IDS}"
+        yield Given(source, gpu_ids_of(value, source))
 
 
 def _convert(action: argparse.Action, value: Any, source: str) -> Any:
@@ -357,7 +436,12 @@ def _convert(action: argparse.Action, value: Any, source: str) -> Any:
         raise ArgumentsError(f"{source}: invalid value {value!r}") from error
 
 
-def _agreed(dest: str, given: list[_Given]) -> Any:
+def agreed(dest: str, given: list[Given]) -> Any:
+    """The value that all sources agree on: the first one's.
+
+    Raises:
+        ArgumentsError: two of them differ, with the code `arguments_conflict`.
+    """
     first = given[0]
     for other in given[1:]:
         if not _same(dest, first.value, other.value):
@@ -395,41 +479,6 @@ def _remove_ours(namespace: argparse.Namespace) -> None:
 
 
 # The result ---------------------------------------------------------------------------------------
-
-
-def _refuse_impossible(namespace: argparse.Namespace) -> None:
-    """What `vllm serve` can do, and one process with one API server cannot."""
-    several = getattr(namespace, "api_server_count", None)
-    refusals = (
-        (
-            getattr(namespace, "headless", False),
-            "--headless: this process always serves an API",
-            "start headless nodes with vLLM's own server",
-        ),
-        (
-            several not in (None, 1),
-            f"--api-server-count {several}: this process runs exactly one API server",
-            "leave it out, and start more workers for more throughput",
-        ),
-        (
-            getattr(namespace, "grpc", False),
-            "--grpc: this process serves HTTP only",
-            "leave it out, or use vLLM's own server",
-        ),
-        (
-            getattr(namespace, "grpc_port", None) is not None,
-            "--grpc-port: this process serves HTTP only",
-            "leave it out, or use vLLM's own server",
-        ),
-        (
-            getattr(namespace, "data_parallel_multi_port_external_lb", False),
-            "--data-parallel-multi-port-external-lb: this process serves on one port only",
-            "start one worker for each rank",
-        ),
-    )
-    for refused, message, hint in refusals:
-        if refused:
-            raise ArgumentsError(message, code="not_supported", hint=hint)
 
 
 def _changed(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import select
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -21,18 +24,61 @@ PORT_MAX = 65535
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Runs one command; never returns. Exit codes: see the README."""
+    """Runs one command; never returns. Exit codes: see the README.
+
+    A command whose reader has gone (`schema | head -1`) ends with 0 and without a word.
+    """
+    try:
+        _main(argv)
+    except OSError as error:
+        _end_without_a_reader(error)
+        raise
+
+
+def _main(argv: list[str] | None) -> NoReturn:
     standard_streams.prepare()
     # From the first moment on, a signal before anything has started is a clean end.
     signal.signal(signal.SIGTERM, _end_before_start)
     signal.signal(signal.SIGINT, _end_before_start)
-    args, rest = build_parser().parse_known_args(argv)
+    with _flushing():  # what --help has printed
+        args, rest = build_parser().parse_known_args(argv)
+    args.typed = (sys.argv[1:] if argv is None else argv)[1:]  # after the command
     if args.command != "serve":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if rest and args.command != "serve":
         build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    sys.exit(args.run(args, rest))
+    with _flushing():
+        code = args.run(args, rest)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _flushing() -> Iterator[None]:
+    """What was printed is written now: at the interpreter's end nobody could catch a failure."""
+    try:
+        yield
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _end_without_a_reader(error: OSError) -> None:
+    """Ends the process where stdout is a pipe that nobody reads, or a file on a full disk; returns
+    where the error is another one."""
+    if error.errno == errno.EPIPE and _nobody_reads_stdout():
+        os._exit(0)  # without the interpreter's own try to write what is left
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        print(f"{PROGRAM}: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        os._exit(71)
+
+
+def _nobody_reads_stdout() -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    return False
 
 
 def _end_before_start(number: int, frame: FrameType | None) -> None:
@@ -217,6 +263,7 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
 
     try:
         notes = environment.prepare(os.environ)
+        args = _with_config_file(args.typed, rest)
         settings = _check(args, rest)
     except LifecycleError as error:
         termination_log.write(error)
@@ -226,12 +273,55 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
     end_process(serve(args, rest, settings, serve_flags(), notes))
 
 
+class _FileParser(argparse.ArgumentParser):
+    """Raises what is wrong, without a usage: nobody has typed these words."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+
+def _serve_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    commands = argparse.ArgumentParser(add_help=False).add_subparsers(parser_class=kind)
+    _add_serve(commands)
+    found: argparse.ArgumentParser = commands.choices["serve"]
+    return found
+
+
 def serve_flags() -> tuple[str, ...]:
-    """Our own flags of `serve`, to suggest where one is mistyped."""
-    parser = argparse.ArgumentParser(add_help=False)
-    _add_serve(parser.add_subparsers())
-    (serve,) = (a.choices["serve"] for a in parser._actions if isinstance(a.choices, dict))
-    return tuple(flag for flag in serve._option_string_actions if flag.startswith("--"))
+    """Our own flags of `serve`: to suggest where one is mistyped, and for a `--config` file."""
+    flags = _serve_parser(argparse.ArgumentParser)._option_string_actions
+    return tuple(flag for flag in flags if flag.startswith("--") and flag != "--help")
+
+
+def _with_config_file(typed: list[str], rest: list[str]) -> argparse.Namespace:
+    """Our own flags as they were typed, and for others what vLLM's `--config` file has.
+
+    Args:
+        rest: what of the typed words is not ours.
+
+    Raises:
+        ArgumentsError, InputMissingError: the file cannot be used; a value in it is wrong.
+    """
+    from ichat_lifecycle.arguments import as_flag, config_path, read_config
+    from ichat_lifecycle.errors import ArgumentsError
+
+    path = config_path(rest)
+    known = serve_flags()
+    keys = read_config(path) if path is not None else {}
+    ours = {as_flag(key): value for key, value in keys.items() if as_flag(key) in known}
+    parser = _serve_parser(_FileParser)
+    try:
+        words = (word for flag, value in ours.items() for word in _words(flag, value))
+        found = parser.parse_args(list(words))
+    except ValueError as error:
+        raise ArgumentsError(f"--config {path}: {error}") from error
+    parser.set_defaults(**vars(found))  # what was typed still wins
+    return parser.parse_known_args(typed)[0]
+
+
+def _words(flag: str, value: object) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [f"{flag}={one}" for one in values]
 
 
 def _check(args: argparse.Namespace, rest: list[str]) -> Settings:
@@ -240,13 +330,14 @@ def _check(args: argparse.Namespace, rest: list[str]) -> Settings:
     from ichat_lifecycle.adapters.vllm_environment import check as check_variables
     from ichat_lifecycle.config import load_settings
     from ichat_lifecycle.credentials import check_flags
-    from ichat_lifecycle.preflight import check_address, check_model, scan
+    from ichat_lifecycle.preflight import check_address, check_model, refuse_early, scan
 
     check_variables(os.environ)
     check_flags(args.control_token, rest)
     path = Path(args.lifecycle_config) if args.lifecycle_config else None
     settings = load_settings(path, args.set or ())
     found = scan(args, rest)
+    refuse_early(args, rest, os.environ)
     check_model(found)
     if args.fd is None:
         check_address(found)

@@ -242,6 +242,15 @@ def _assign(data: dict[str, Any], assignment: str) -> tuple[str, str]:
     return section, key
 
 
+def _refuse_other_kind(path: Path | None, data: dict[str, Any]) -> None:
+    from ichat_lifecycle.file_kinds import Kind, kind_of  # which knows these settings
+
+    kind = kind_of(data)
+    if kind is not None and kind is not Kind.SETTINGS:
+        message = f"--lifecycle-config {path}: this is {kind.what}, not one of settings"
+        raise ArgumentsError(message, hint=kind.hint)
+
+
 def load_settings(path: Path | None = None, assignments: Iterable[str] = ()) -> Settings:
     """Settings from a YAML file, if any, with `--set` assignments on top.
 
@@ -266,6 +275,7 @@ def load_settings(path: Path | None = None, assignments: Iterable[str] = ()) -> 
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
+        _refuse_other_kind(path, data)
         first = error.errors()[0]
         location = first["loc"]
         in_file = location[0] in data and location[:2] not in assigned

@@ -14,8 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.adapters.sockets import check_listening
-from ichat_lifecycle.arguments import PORT_MAX, config_path, read_config
+from ichat_lifecycle.arguments import (
+    PORT_MAX,
+    Given,
+    agreed,
+    config_path,
+    gpu_ids_of,
+    no_model,
+    read_config,
+    unexpected,
+)
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError, LifecycleError
+from ichat_lifecycle.refusals import refuse_flags, refuse_variables
+from ichat_lifecycle.skim import Skimmed, of_config, skim
 
 DEFAULT_PORT = 8000  # vLLM's own
 
@@ -117,6 +128,54 @@ def _port(text: str) -> int:
     if not 0 <= port <= PORT_MAX:
         raise ArgumentsError(f"--port {text}: expected an integer from 0 to {PORT_MAX}")
     return port
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+def refuse_early(
+    framework_args: argparse.Namespace,
+    backend_argv: Sequence[str],
+    environment: Mapping[str, str],
+) -> None:
+    """Raises what `arguments.parse` would raise, where the words alone show it.
+
+    Raises:
+        ArgumentsError: no model, two different ones or one word too many; GPUs that are not named
+            as such; a flag or a variable that asks for what this process cannot do.
+    """
+    argv = [str(token) for token in backend_argv]
+    refuse_variables(environment)
+    command = skim(argv)
+    path = config_path(argv)
+    file = of_config(read_config(path)) if path else Skimmed()
+    if not command.doubtful and len(command.models) > 1:
+        raise unexpected(command.models[1])
+    given = list(_models(command)) or list(_models(file))
+    if value := _first(getattr(framework_args, "model_path", None)):
+        given.append(Given("the framework's --model-path", value))
+    if given:
+        agreed("model", given)
+    elif not command.doubtful:
+        raise no_model()
+    both = {**file.given, **command.given}
+    if (ids := both.get("gpu-ids")) is not None:
+        gpu_ids_of(ids, "--gpu-ids")
+    refuse_flags(both.get)
+
+
+def _models(found: Skimmed) -> Iterator[Given]:
+    """In the order in which `arguments.parse` names them."""
+    for source, value in (
+        ("--model", found.given.get("model")),
+        ("the positional model", next(iter(found.models), None)),
+        ("--model-path", found.given.get("model-path")),
+    ):
+        if value is not None and not isinstance(value, bool):
+            yield Given(source, str(value))
+
+
+# Address ------------------------------------------------------------------------------------------
 
 
 def check_address(scan: Scan) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from ichat_lifecycle.arguments import ParsedArguments, parse
 from ichat_lifecycle.errors import ArgumentsError, ExitCode, InputMissingError
+from ichat_lifecycle.gpus import GpuId
 
 
 def length(text: str) -> int:
@@ -54,6 +55,8 @@ def stand_in_parser() -> argparse.ArgumentParser:
     parser.add_argument("--api-server-count", "-asc", type=int)
     parser.add_argument("--config")
     parser.add_argument("--grpc", action="store_true")
+    parser.add_argument("--data-parallel-supervisor-port", type=int, default=9256)
+    parser.add_argument("--dp-supervisor-probe-interval-s", type=float, default=5.0)
     parser.add_argument("--host", type=optional_text)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-key", nargs="+")
@@ -285,6 +288,9 @@ def test_wrong_values_are_named_without_a_usage_dump(
     assert "usage:" not in capsys.readouterr().err
 
 
+UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+
+
 @pytest.mark.parametrize(
     ("argv", "framework", "ids"),
     [
@@ -297,24 +303,37 @@ def test_wrong_values_are_named_without_a_usage_dump(
         ("m --gpu-ids []", {}, ()),
         ("m", {"gpu_ids": [3]}, (3,)),
         ("m", {"gpu_ids": "[3, 4]"}, (3, 4)),
+        ("m --gpu-ids 0,1", {}, (0, 1)),
+        ("m --gpu-ids 0, 1", {}, (0, 1)),
+        ("m --gpu-ids [0, 1]", {}, (0, 1)),
+        ("m --gpu-ids 7", {}, (7,)),
+        ("m --gpu-ids GPU-8932f937,GPU-0a", {}, ("GPU-8932f937", "GPU-0a")),
+        ('m --gpu-ids ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",1]', {}, (UUID, 1)),
+        ("m --gpu-ids MIG-GPU-8932f937/5/0", {}, ("MIG-GPU-8932f937/5/0",)),
+        ("m", {"gpu_ids": ["MIG-a", "2"]}, ("MIG-a", 2)),
+        ("m", {"gpu_ids": 3}, (3,)),
     ],
 )
 def test_gpu_ids(
     parser: argparse.ArgumentParser,
     argv: str,
     framework: dict[str, Any],
-    ids: tuple[int, ...] | None,
+    ids: tuple[GpuId, ...] | None,
 ) -> None:
     """Both spellings, from argv and from the framework; none given is not the same as no GPU."""
     assert parsed(parser, argv, **framework).gpu_ids == ids
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "0,1", "[0,", "[-1]", "[0,0]", "[true]", '["0"]', "[0.5]", "{}", "gpu"]
+    "text",
+    [
+        *("[0,", "[-1]", "[0,0]", "[true]", "[0.5]", "{}", "gpu", "0,,x", "0-3", "GPU-", "0;1"),
+        *("GPU-a,gpu-A", "GPU-a,GPU-A", "CUDA0", '["0","0"]', "1e0", "\u0663"),
+    ],
 )
 @pytest.mark.parametrize("by_framework", [False, True])
 def test_bad_gpu_ids(parser: argparse.ArgumentParser, text: str, by_framework: bool) -> None:
-    """Anything but a JSON list of different non-negative integers is refused with an example."""
+    """Anything but different numbers and UUIDs is refused with an example."""
     framework = {"gpu_ids": text} if by_framework else {}
     error = refusal(parser, "m" if by_framework else f"m --gpu-ids {text}", **framework)
     assert "--gpu-ids" in error.message
@@ -328,6 +347,8 @@ def test_bad_gpu_ids(parser: argparse.ArgumentParser, text: str, by_framework: b
         ("m --api-server-count 2", "--api-server-count 2"),
         ("m -asc 0", "--api-server-count 0"),
         ("m --grpc", "--grpc"),
+        ("m --data-parallel-supervisor-port 9300", "--data-parallel-supervisor-port 9300"),
+        ("m --dp-supervisor-probe-interval-s 1.5", "--dp-supervisor-probe-interval-s 1.5"),
     ],
 )
 def test_what_one_process_cannot_do_is_refused(
@@ -357,6 +378,65 @@ def test_the_config_file_counts(
     path = config_file(tmp_path, "port: 9000\ncontext_length: 4k\nmodel: m\n")
     found = parsed(parser, f"--config{'=' if joined else ' '}{path} --port 9001").vllm
     assert (found.model, found.port, found.max_model_len) == ("m", 9001, 4000)
+
+
+@pytest.mark.parametrize(
+    ("config", "argv", "model", "length"),
+    [
+        ("model: a", "b", "b", None),
+        ("model: a", "--model b", "b", None),
+        ("model: a", "--model-path b", "b", None),
+        ("model-path: a", "--model b", "b", None),
+        ("model_path: a", "b", "b", None),
+        ("model: a\nmax-model-len: 1", "--context-length 2", "a", 2),
+        ("model: a\ncontext-length: 1", "--max-model-len 2", "a", 2),
+        ("model: a", "b --model-path b", "b", None),
+    ],
+)
+def test_the_command_line_wins_over_the_config_file_under_any_name(
+    parser: argparse.ArgumentParser,
+    tmp_path: Path,
+    config: str,
+    argv: str,
+    model: str,
+    length: int | None,
+) -> None:
+    """As for vLLM, which has no second names but the positional model."""
+    path = config_file(tmp_path, config)
+    for words in (f"{argv} --config {path}", f"{argv} --config={path}"):
+        found = parsed(parser, words).vllm
+        assert (found.model, found.max_model_len) == (model, length)
+        assert found.model_tag in (None, model)
+
+
+@pytest.mark.parametrize(
+    ("config", "argv"),
+    [
+        ("model: a\nmodel-path: b", ""),
+        ("model: a", "b --model c"),
+        ("model: a", "b --model-path c"),
+    ],
+)
+def test_what_is_in_conflict_within_one_source_stays_so(
+    parser: argparse.ArgumentParser, tmp_path: Path, config: str, argv: str
+) -> None:
+    path = config_file(tmp_path, config)
+    assert refusal(parser, f"{argv} --config {path}").code == "arguments_conflict"
+
+
+def test_flags_of_the_embedding_program_in_the_config_file(
+    parser: argparse.ArgumentParser, tmp_path: Path
+) -> None:
+    """The program has taken them; without such a program they are unknown, as in argv."""
+    text = "model: m\ncontrol_port: 9000\nset: [a.b=1, c.d=2]\nport: 1\n"
+    path = config_file(tmp_path, text)
+    known = ("--control-port", "--set")
+    for argv in (["--config", str(path)], ["--dtype", "auto", "--config", str(path)]):
+        found = parse(Namespace(), argv, parser, known).vllm
+        assert (found.model, found.port) == ("m", 1)
+    assert "--control-port" in refusal(parser, f"--config {path}").message
+    with pytest.raises(ArgumentsError, match="unknown flag --control-port"):
+        parse(Namespace(), ["m", "--control-port", "1"], parser, known)
 
 
 def test_values_of_the_config_file_are_explicit(

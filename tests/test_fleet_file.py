@@ -19,6 +19,7 @@ from ichat_lifecycle.fleet.engine_words import Answer, NoEngineError, Question
 from ichat_lifecycle.fleet.plans import BadFileError, Reading, read_plans
 from ichat_lifecycle.fleet.ports import Plan
 from ichat_lifecycle.fleet.schema import file_schema
+from ichat_lifecycle.gpus import parse_gpu_ids
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXAMPLES = sorted(
@@ -228,9 +229,45 @@ def test_gpus_may_be_shared_where_their_memory_suffices(workers: str) -> None:
     assert len(reading(text).plans) == 2
 
 
+@pytest.mark.parametrize(
+    ("said", "ids"),
+    [
+        ("[0, 1]", (0, 1)),
+        ("0,1", (0, 1)),
+        ("3", (3,)),
+        ("[GPU-8932f937, MIG-1/2]", ("GPU-8932f937", "MIG-1/2")),
+        ("GPU-8932f937", ("GPU-8932f937",)),
+        ("['2']", (2,)),
+    ],
+)
+def test_gpus_by_number_or_uuid(said: str, ids: tuple[int | str, ...]) -> None:
+    """What `serve` is given means the same again."""
+    quoted = said if said.startswith("[") or "," not in said else f"'{said}'"
+    plan = planned(f", gpu_ids: {quoted}")
+    assert plan.gpu_ids == ids
+    assert parse_gpu_ids(plan.argv[plan.argv.index("--gpu-ids") + 1]) == ids
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "gpu_ids: [0, 1], tensor_parallel_size: 2",
+        "gpu_ids: [0], tensor_parallel_size: 4, distributed_executor_backend: ray",
+        "gpu_ids: [0, 1], tensor_parallel_size: 4, nnodes: 2",
+        "gpu_ids: [0, 1], tensor_parallel_size: 2, data_parallel_size: 4, data_parallel_rank: 1",
+        "gpu_ids: [0], data_parallel_size: 2, data_parallel_size_local: 1",
+        "gpu_ids: [], tensor_parallel_size: 4",
+        "tensor_parallel_size: 4",
+    ],
+)
+def test_gpus_that_suffice(keys: str) -> None:
+    assert planned(f", {keys}")
+
+
 # --- bad ones
 
 WORKER = "model_name: a, model_path: ./m"
+GPUS = "GPU numbers or UUIDs, all different, such as [0,1] or 0,1 or GPU-8932f937"
 # The file, and what a person should be told of it, with line and column.
 BAD = {
     "": ["1:1: there is nothing in it (server_settings:, managed_workers:)"],
@@ -263,12 +300,19 @@ BAD = {
     f"managed_workers:\n- {{{WORKER}, port: 1, xyz: 2}}": [
         "2:45: a: xyz: unknown key (did you mean y?)"
     ],
-    f"managed_workers:\n- {{{WORKER}, port: 1, gpu_ids: 0}}": [
-        "2:45: a: gpu_ids: input should be a valid list (it is 0)"
+    f"managed_workers:\n- {{{WORKER}, port: 1, gpu_ids: -1}}": [
+        f"2:45: a: gpu_ids: expected {GPUS} (it is -1)"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, gpu_ids: [a]}}": [
-        "2:55: a: gpu_ids.0: input should be a valid integer, unable to parse string as an "
-        "integer (it is 'a')"
+        f"2:45: a: gpu_ids: expected {GPUS}"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, gpu_ids: [0], tensor_parallel_size: 4}}": [
+        "2:45: a: gpu_ids has 1 of the 4 GPUs (tensor_parallel_size 4 needs 4)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, gpu_ids: [0, GPU-a], tensor-parallel-size: 2, "
+    "pipeline_parallel_size: 2, data_parallel_size: 2}": [
+        "2:45: a: gpu_ids has 2 of the 8 GPUs (tensor_parallel_size 2 times "
+        "pipeline_parallel_size 2 times data_parallel_size 2 needs 8)"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, port: 2}}": [
         "2:45: port stands here twice (first in line 2)"

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from ichat_lifecycle.arguments import parse
 from ichat_lifecycle.errors import AddressError, ArgumentsError, ExitCode, InputMissingError
-from ichat_lifecycle.preflight import Scan, check_address, check_model, scan
+from ichat_lifecycle.preflight import Scan, check_address, check_model, refuse_early, scan
 
 
 @pytest.mark.parametrize(
@@ -242,3 +243,125 @@ def test_nothing_heavy_is_imported() -> None:
     code = "import sys, ichat_lifecycle.preflight; print({'vllm', 'torch'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+# --- refusals that need no parser of vLLM's
+
+
+def refused(argv: str, environment: dict[str, str] | None = None, **framework: Any) -> str:
+    with pytest.raises(ArgumentsError) as caught:
+        refuse_early(Namespace(**framework), argv.split(), environment or {})
+    assert caught.value.exit_code is ExitCode.BAD_ARGUMENTS
+    return caught.value.line()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "",
+        "--port 8000 --dtype auto",
+        "--max-model-len 512 --enforce-eager",
+        "--enforce-eager --no-enable-prefix-caching -tp 2",
+        "--gpu-ids 0, 1",
+        "--speculative-config.model x",
+        "a b",
+        "a --model b",
+        "a --model-path b",
+        "--model a --model-path b",
+        "--enforce-eager a --model b",
+        "m --headless",
+        "m --grpc",
+        "m -asc 2",
+        "m --api-server-count=0",
+        "m --api_server_count 3",
+        "m --grpc-port 1",
+        "m --data-parallel-multi-port-external-lb",
+        "m -dpm",
+        "m --data-parallel-supervisor-port 9300",
+        "m --dp-supervisor-probe-failure-threshold 4",
+        "m --gpu-ids x",
+        "m --gpu-ids 0,0",
+        "m --gpu-ids [0,",
+    ],
+)
+@pytest.mark.engine
+def test_what_is_refused_early_is_what_the_parser_would_say(argv: str) -> None:
+    from test_arguments import vllm_parser
+
+    early = refused(argv)
+    with pytest.raises(ArgumentsError) as caught:
+        parse(Namespace(), argv.split(), vllm_parser())
+    assert caught.value.line() == early
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "m",
+        "--model m --model-path m",
+        "m --model m",
+        "--model-path ./m --model m",
+        "--model a --model m",
+        # A word that may be the model, or that only the parser can place.
+        "--enforce-eager m",
+        "--port 1 m",
+        "--served-model-name a m",
+        "--no-such-flag m",
+        "-n2 m",
+        "--port=1 m",
+        "-- m",
+        "m --served-model-name a b",
+        "m --api-server-count 1",
+        "m -asc 1",
+        "m --data-parallel-supervisor-port 9256 --dp-supervisor-probe-interval-s 5",
+        "m --no-data-parallel-multi-port-external-lb",
+        "m --gpu-ids [0,1]",
+        "m --gpu-ids 0, 1",
+        "m --gpu-ids GPU-8932f937",
+        "m --cpu-offload-gb -1 --speculative-config.model x",
+        "m --hf-overrides {} --compilation-config.level=3",
+    ],
+)
+def test_what_may_be_right_is_left_to_the_parser(argv: str) -> None:
+    refuse_early(Namespace(), argv.split(), {})
+
+
+def test_a_conflict_with_the_framework_is_seen_early() -> None:
+    assert "the framework's --model-path b" in refused("--model a", model_path="b")
+    refuse_early(Namespace(model_path="a"), ["--port", "1"], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "part"),
+    [
+        ("headless: true", "m", "--headless"),
+        ("grpc_port: 1", "m", "--grpc-port 1"),
+        ("port: 1", "", "no model given"),
+        ("model: a\nmodel-path: b", "", "are in conflict"),
+        ("gpu-ids: [a]", "m", "--gpu-ids"),
+    ],
+)
+def test_a_config_file_is_refused_early_too(
+    tmp_path: Path, text: str, argv: str, part: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert part in refused(f"{argv} --config {path}")
+
+
+@pytest.mark.parametrize("text", ["model: a", "model_path: a", "model: a\ngpu_ids: [0, GPU-1]"])
+@pytest.mark.parametrize("argv", ["", "b", "--model b"])
+def test_a_model_in_a_config_file_is_one(tmp_path: Path, text: str, argv: str) -> None:
+    """And no conflict with another one in argv, which wins."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    refuse_early(Namespace(), [*argv.split(), "--config", str(path)], {})
+    found = scan(Namespace(), [*argv.split(), "--config", str(path)])
+    assert found.model == ("b" if argv else "a")
+
+
+def test_another_front_end_is_refused() -> None:
+    line = refused("m", {"VLLM_USE_RUST_FRONTEND": "1"})
+    assert "VLLM_USE_RUST_FRONTEND=1" in line
+    for off in ("", "0", " 0 "):
+        refuse_early(Namespace(), ["m"], {"VLLM_USE_RUST_FRONTEND": off})

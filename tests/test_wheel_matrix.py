@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ichat_lifecycle.adapters.vllm_layout import FUNCTIONS, METHODS
+from ichat_lifecycle.vllm_flags import FLAGS
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 
@@ -57,6 +58,29 @@ def parameters(function: ast.AST | None) -> set[str]:
     assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
     arguments = function.args
     return {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
+
+
+def flags_of(wheel: zipfile.ZipFile) -> Iterator[str]:
+    """The long flags that the text adds to the parser: one by one, and as fields of the front end.
+
+    Read like this, 0.27 to 0.32 have what their parsers have.
+    """
+    places = [place.module for place in FUNCTIONS["make_arg_parser"]]
+    for module in ("vllm.engine.arg_utils", *places):
+        for node in ast.walk(tree_of(wheel, module) or ast.Module([], [])):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("FrontendArgs"):
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                        yield field.target.id.replace("_", "-")
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+                names = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                long = [str(name) for name in names if str(name).startswith("--")]
+                yield from (name.removeprefix("--") for name in long[:1])
+
+
+def test_every_flag_is_in_the_table(wheel: zipfile.ZipFile) -> None:
+    version = VERSION.rpartition(".")[0]
+    assert set(flags_of(wheel)) == {f.name for f in FLAGS.values() if version in f.versions}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -16,7 +16,9 @@ from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments, parse
 from ichat_lifecycle.credentials import API_KEY_FLAG, header_value
 from ichat_lifecycle.errors import ArgumentsError, LifecycleError
+from ichat_lifecycle.gpus import gpus_needed
 from ichat_lifecycle.ports import PhaseReport
+from ichat_lifecycle.refusals import refuse_variables
 
 
 class _StopAsked(Exception):
@@ -64,6 +66,7 @@ class VllmArguments:
             ArgumentsError: a flag is unknown, in conflict or has a bad value.
             StartError: vLLM is missing or not supported.
         """
+        refuse_variables(os.environ)
         vllm_environment.check(os.environ)
         try:
             self.layout = load(self._checkpoint)
@@ -76,6 +79,7 @@ class VllmArguments:
         parsed = parse(self._framework, self._argv, parser, self._also_known)
         _strip_keys(parsed.vllm)
         self._validate_with_vllm(parsed.vllm)
+        self._compare_gpus(parsed)
         self.parsed = parsed
 
     def _checkpoint(self, step: str) -> None:
@@ -105,6 +109,19 @@ class VllmArguments:
             shown = "(given as text)" if set(given) & set("{}\n") else given
             raise ArgumentsError(
                 f"--chat-template {shown}: {wrong}", hint="correct the Jinja template"
+            )
+
+    def _compare_gpus(self, parsed: ParsedArguments) -> None:
+        """CPU workers need none, and iChat names some to them, too."""
+        assert self.layout is not None
+        ids = parsed.gpu_ids
+        if not ids or self.layout.platform.is_cpu():
+            return
+        found = gpus_needed(lambda name: getattr(parsed.vllm, name, None))
+        if found is not None and found[0] > len(ids):
+            raise ArgumentsError(
+                f"--gpu-ids names {len(ids)} of the {found[0]} GPUs that are needed",
+                hint=f"{found[1]} needs {found[0]}: name as many, or lower the sizes",
             )
 
 

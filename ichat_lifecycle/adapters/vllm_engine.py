@@ -32,6 +32,7 @@ from ichat_lifecycle.adapters.load_phases import CONFIGURING, STARTING_ENGINE, L
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.bounds import watched
+from ichat_lifecycle.gpus import GpuId
 from ichat_lifecycle.ports import Fault, FaultReport, PhaseReport
 
 log = structlog.get_logger("ichat_lifecycle.engine")
@@ -73,7 +74,7 @@ class VllmEngine:
         self,
         arguments: Callable[[], argparse.Namespace],
         layout: Callable[[], Layout],
-        gpu_ids: Callable[[], tuple[int, ...] | None],
+        gpu_ids: Callable[[], tuple[GpuId, ...] | None],
         sink: Callable[[str], None] | None = None,
         on_configured: Callable[[], None] = lambda: None,
         stall_timeout_s: float = 300.0,

@@ -8,13 +8,16 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ichat_lifecycle.adapters.advertise import gateway_host, is_here, is_loopback
 from ichat_lifecycle.errors import InputMissingError
 from ichat_lifecycle.fleet.document import Document, Location, Problem
 from ichat_lifecycle.fleet.load import FLEET, SERVER, Fleet, Planned
 from ichat_lifecycle.fleet.ports import Listener
+from ichat_lifecycle.gpus import gpus_needed
 from ichat_lifecycle.preflight import Scan, check_model
 from ichat_lifecycle.redact import redact
 
@@ -30,7 +33,7 @@ def complain(fleet: Fleet, document: Document, *, here: bool) -> None:
     Args:
         here: the workers are to run on this machine.
     """
-    for check in (_names, _ports, _gateways, _gpus, _all_gpus):
+    for check in (_names, _ports, _gateways, _gpus, _all_gpus, _enough_gpus):
         document.problems.extend(check(fleet, document))
     for look in (_models, _files):
         document.problems.extend(look(fleet, document, here))
@@ -195,10 +198,10 @@ def _gateways(fleet: Fleet, document: Document) -> Iterator[Problem]:
 
 
 def _gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
-    users: dict[int, list[Planned]] = defaultdict(list)
+    users: dict[str, list[Planned]] = defaultdict(list)
     for worker in fleet.workers:
         for gpu in worker.config.gpu_ids or ():
-            users[gpu].append(worker)
+            users[str(gpu)].append(worker)
     for gpu, workers in users.items():
         if len(workers) == 1 or all(worker.config.share_gpus for worker in workers):
             continue
@@ -225,9 +228,25 @@ def _all_gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
             yield Problem(place, message, "gpu_ids: [NUMBER, …]", doubt=True)
 
 
-def _utilization(worker: Planned) -> float:
+def _enough_gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
+    """A worker that asks for more processes than it has GPUs fails after its start."""
+    for worker in fleet.workers:
+        ids = worker.config.gpu_ids
+        found = gpus_needed(partial(_vllm_value, worker)) if ids else None
+        if ids and found and found[0] > len(ids):
+            needed, sizes = found
+            message = f"{worker.config.shown_name}: gpu_ids has {len(ids)} of the {needed} GPUs"
+            hint = f"{sizes} needs {needed}"
+            yield Problem(document.place(worker.at("gpu_ids")), message, hint)
+
+
+def _vllm_value(worker: Planned, name: str) -> Any:
     keys = worker.config.vllm
-    asked = keys.get("gpu_memory_utilization", keys.get("gpu-memory-utilization"))
+    return keys.get(name, keys.get(name.replace("_", "-")))
+
+
+def _utilization(worker: Planned) -> float:
+    asked = _vllm_value(worker, "gpu_memory_utilization")
     try:
         return float(asked)  # vLLM's parser complains of what is none
     except (TypeError, ValueError):

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ichat_lifecycle.config import Settings
+from ichat_lifecycle.file_kinds import Kind, kind_of
 from ichat_lifecycle.fleet.document import Document, Location, Place, Problem, read
 from ichat_lifecycle.fleet.models import (
     CONTROL_OFFSET,
@@ -89,6 +90,11 @@ def build(document: Document) -> Fleet | None:
     if not isinstance(data, dict):
         what = "there is nothing in it" if data is None else "expected sections"
         document.problems.append(Problem(Place(1, 1), what, f"{SERVER}:, {WORKERS}:"))
+        return None
+    kind = kind_of(data)
+    if kind is not None and kind is not Kind.FLEET:
+        message = f"this is {kind.what}, not a configs.yaml"
+        document.problems.append(Problem(Place(1, 1), message, kind.hint))
         return None
     reader = _Reader(document, data)
     reader.complain_of_unknown_sections()
@@ -256,7 +262,7 @@ def _complaint(
         case _:
             hidden |= isinstance(error["input"], dict | list)  # a secret may be in it
             hint = None if hidden else f"it is {error['input']!r}"
-            return f"{name}: {_lower(error['msg'])}", hint
+            return f"{name}: {_lower(error['msg'].removeprefix('Value error, '))}", hint
 
 
 def _lower(text: str) -> str:

@@ -9,11 +9,19 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+)
 
 from ichat_lifecycle.adapters.advertise import advertisable
 from ichat_lifecycle.config import Seconds
 from ichat_lifecycle.fleet.ports import Listener
+from ichat_lifecycle.gpus import UUID, GpuId, parse_gpu_ids
 
 PORT_MAX = 65_535
 CONTROL_OFFSET = 10_000
@@ -34,6 +42,12 @@ def _text(value: Any) -> Any:
 Port = Annotated[int, Field(ge=1, le=PORT_MAX, strict=True), BeforeValidator(_number)]
 AnyPort = Annotated[int, Field(ge=0, le=PORT_MAX, strict=True), BeforeValidator(_number)]
 Text = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[^\x00]*$")]
+_ONE_GPU = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": UUID}]}
+GpuIds = Annotated[
+    list[GpuId],
+    BeforeValidator(lambda value: list(parse_gpu_ids(value))),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _ONE_GPU}, *_ONE_GPU["anyOf"]]}),
+]
 Variables = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Text]
 
 
@@ -108,7 +122,9 @@ class WorkerConfig(BaseModel):
         None,
         description="default: port + 10000, or any free one where that is taken; 0: any free one",
     )
-    gpu_ids: list[int] | None = Field(None, description="the GPUs it sees; default: all")
+    gpu_ids: GpuIds | None = Field(
+        None, description="the GPUs it sees, by number or UUID; default: all"
+    )
     share_gpus: bool = Field(False, description="it may share them whatever the memory adds up to")
     tokenizer_path: str | None = Field(None, description="default: the model's own")
     context_length: int | None = Field(None, ge=1, description="tokens; vLLM's --max-model-len")

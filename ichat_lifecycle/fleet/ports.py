@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from ichat_lifecycle.gpus import GpuId
+
 # A worker has a bound on its stop, and a last resort behind that: after both it is killed.
 KILL_MARGIN_S = 5.0
 
@@ -58,7 +60,7 @@ class Plan:
     control: Listener = Listener()
     certificate: tuple[str, str | None] | None = None
     replace: str = "after"
-    gpu_ids: tuple[int, ...] | None = None
+    gpu_ids: tuple[GpuId, ...] | None = None
 
     @property
     def address(self) -> str:
