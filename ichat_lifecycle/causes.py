@@ -1,6 +1,12 @@
 """Why an engine failed to start or died, read out of what its processes printed.
 
 vLLM's own error says "See root cause above": the cause stands only in a child's log.
+
+A failed load had no clients, so the first exception of all its lines is the cause. An engine that
+served for hours has printed exceptions that it survived, most of them for a client's mistake (a
+wrong path of a LoRA adapter). Its end is explained by the lines near the end only: those of the
+last WINDOW_S seconds, and among these by what follows vLLM's own word that an exception is fatal,
+or else by what is not known to have been survived.
 """
 
 from __future__ import annotations
@@ -12,11 +18,15 @@ from dataclasses import dataclass
 
 from ichat_lifecycle.cause_kinds import UNKNOWN, by_signal, classify
 from ichat_lifecycle.errors import Category, LifecycleError
+from ichat_lifecycle.log_line import LogLine, parse
 
 CAUSE_LIMIT = 600  # characters; vLLM's list of the architectures that it knows has 10 000
 
-# "ValueError: text" at the start of a line, after vLLM's own prefix of process, level and place.
-_PREFIX = re.compile(r"^(\([^)]*\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
+# How long before an engine's end its lines count. A process that fails prints why, ends, and is
+# noticed within a second or two; on a busy machine a large traceback can take a while.
+WINDOW_S = 30.0
+
+# "ValueError: text" at the start of what a line says.
 # Triton's OutOfResources ends like no other. The last is what faulthandler prints of a signal.
 _EXCEPTION = re.compile(
     r"^(?:[A-Za-z_][\w]*\.)*"
@@ -30,7 +40,13 @@ _ECHOES = (
     "failed to start",
     "Executor failed",
     "EngineCore encountered an issue",
+    "Worker failed with error ",
+    "RPC call to ",
 )
+# vLLM's words before the traceback of an exception that ends EngineCore, and of one that was only
+# answered with: a method that a request has called (v1/engine/core.py, 0.27 to 0.33).
+_FATAL = re.compile(r"^EngineCore (?:encountered a fatal error|failed to start)|^WorkerProc failed")
+_SURVIVED = re.compile(r"^Invocation of \S+ method failed")
 _WORKERS_DEATH = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: (-?\d+)\)")
 # The end of vLLM's own error: "Failed core proc(s): {'EngineCore': -9}".
 _FAILED_BY_SIGNAL = re.compile(r"Failed core proc\(s\): \{[^}]*: (-\d+)")
@@ -47,26 +63,62 @@ class Death:
 
 def first_cause(lines: Sequence[str]) -> str | None:
     """The first exception among the lines that is not an echo of another process's; or None."""
-    for line in lines:
-        match = _EXCEPTION.match(_PREFIX.sub("", line, count=1).lstrip())
-        if match and not any(echo in line for echo in _ECHOES):
+    return next((cause for line in lines if (cause := _cause_in(line)) is not None), None)
+
+
+def _cause_in(line: str) -> str | None:
+    for text in parse(line).lines:
+        match = _EXCEPTION.match(text.lstrip())
+        if match and not any(echo in text for echo in _ECHOES):
             return f"{match.group(1)}: {match.group(2)}"
     return None
 
 
-def death(exit_code: int | None, lines: Sequence[str]) -> Death:
+def death(exit_code: int | None, recent: Sequence[str]) -> Death:
     """Why an engine process ended by itself or by a signal (see `by_signal`).
 
     A worker's end comes first: EngineCore ends because of it. A signal says more than an error
-    that may have been overcome hours ago, unless that is of the kind which ends in signals.
+    that may have been overcome, unless that is of the kind which ends in signals.
+
+    Args:
+        recent: the lines of the last WINDOW_S seconds, oldest first.
     """
-    worker = next((m for line in lines if (m := _WORKERS_DEATH.search(line))), None)
-    cause = first_cause(lines) or (worker and worker[0])
+    worker = next((m for line in recent if (m := _WORKERS_DEATH.search(parse(line).text))), None)
+    cause = _fatal_cause(recent) or (worker and worker[0])
     told = classify(cause or "")
     kind = by_signal(int(worker[1]) if worker else exit_code)
     if kind is UNKNOWN or told.category in (Category.MEMORY, Category.KERNEL):
         kind = told
     return Death(_shown(cause) if cause else None, kind.hint, kind.category)
+
+
+def _fatal_cause(recent: Sequence[str]) -> str | None:
+    """What EngineCore says after calling it fatal; or what a worker said before, as it failed."""
+    fatal = next((n for n, line in enumerate(recent) if _FATAL.match(parse(line).text)), None)
+    if fatal is not None and (cause := first_cause(recent[fatal:])) is not None:
+        return cause
+    before = recent if fatal is None else recent[:fatal]
+    return first_cause(before[_after_survived(before) :])
+
+
+def _after_survived(lines: Sequence[str]) -> int:
+    """Where the last traceback ends of an exception that the engine went on after; 0 for none."""
+    begins = [n for n, line in enumerate(lines) if _SURVIVED.match(parse(line).text)]
+    if not begins:
+        return 0
+    marker, end = parse(lines[begins[-1]]), begins[-1] + 1
+    # Each line of one record of a logger repeats its prefix, the place in the source with it.
+    while end < len(lines) and _same_record(marker, parse(lines[end])):
+        end += 1
+    return end
+
+
+def _same_record(one: LogLine, other: LogLine) -> bool:
+    return bool(one.place) and (one.pid, one.place, one.level) == (
+        other.pid,
+        other.place,
+        other.level,
+    )
 
 
 def start_error(error: BaseException, lines: Sequence[str]) -> LifecycleError:

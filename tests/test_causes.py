@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -465,6 +466,82 @@ def test_a_workers_end_is_why_its_engine_ends() -> None:
     found = death(1, lines)
     assert found.root_cause == said.partition(",")[0]
     assert found.category == "kernel"
+
+
+# --- an engine that had served for hours
+
+CALLED = "(EngineCore pid=12) ERROR 11-22 16:00:00 [core.py:1750] "
+FATAL = "(EngineCore pid=12) ERROR 11-22 16:00:00 [core.py:1512] "
+IN_WORKER = "(Worker_TP0 pid=13) ERROR 11-22 16:00:00 [multiproc_executor.py:1063] "
+FATAL_WORDS = "EngineCore encountered a fatal error."
+WRONG_LORA = "ValueError: Loading lora x failed: No adapter found for /no/such/path"
+# As vLLM prints a client's mistake: the worker, and EngineCore that has called it.
+SURVIVED = [
+    IN_WORKER + "WorkerProc hit an exception.",
+    IN_WORKER + "Traceback (most recent call last):",
+    IN_WORKER + WRONG_LORA,
+    CALLED + "Invocation of add_lora method failed",
+    CALLED + "Traceback (most recent call last):",
+    CALLED + f"RuntimeError: Worker failed with error '{WRONG_LORA}', please check the stack trace",
+]
+SURVIVED_IN_ONE_PROCESS = [
+    CALLED + "Invocation of add_lora method failed",
+    CALLED + "FileNotFoundError: [Errno 2] No such file or directory: '/no/such/path'",
+    CALLED + "The above exception was the direct cause of the following exception:",
+    CALLED + WRONG_LORA,
+]
+CUDA = "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+IN_A_WORKER = [
+    IN_WORKER + "WorkerProc hit an exception.",
+    IN_WORKER + CUDA,
+    FATAL + "EngineCore encountered a fatal error.",
+    FATAL + f"RuntimeError: Worker failed with error '{CUDA}', please check the stack trace above",
+]
+IN_THE_CORE = [
+    FATAL + "EngineCore encountered a fatal error.",
+    FATAL + "Traceback (most recent call last):",
+    FATAL + CUDA,
+    "(EngineCore pid=12) Process EngineCore:",
+    "(EngineCore pid=12) ValueError: something that followed from it",
+]
+
+
+@pytest.mark.parametrize("end", [IN_A_WORKER, IN_THE_CORE], ids=["a worker's", "the core's"])
+@pytest.mark.parametrize(
+    "before", [[], SURVIVED, SURVIVED_IN_ONE_PROCESS, SURVIVED * 3], ids=["", "w", "c", "often"]
+)
+def test_a_clients_mistake_is_not_why_an_engine_died(before: list[str], end: list[str]) -> None:
+    """Also where both come within the same seconds."""
+    found = death(1, [*before, *end])
+    assert found.root_cause == CUDA.removeprefix("torch.")
+    assert found.category == Category.KERNEL
+
+
+@pytest.mark.parametrize("before", [SURVIVED, SURVIVED_IN_ONE_PROCESS])
+def test_a_signal_without_a_word_is_not_explained_by_a_clients_mistake(before: list[str]) -> None:
+    found = death(-9, before)
+    assert found.root_cause is None
+    assert "out-of-memory killer" in found.hint
+
+
+def test_a_record_in_one_line_is_survived_too() -> None:
+    """As vLLM's JSON has it."""
+    record = {"levelname": "ERROR", "name": "vllm.v1.engine.core", "process": 12}
+    called = json.dumps(
+        record | {"message": "Invocation of add_lora method failed", "exc_info": WRONG_LORA}
+    )
+    fatal = json.dumps(record | {"message": FATAL_WORDS, "exc_info": CUDA})
+    assert death(1, [called, fatal]).root_cause == CUDA.removeprefix("torch.")
+    assert death(-9, [called]).root_cause is None
+
+
+@pytest.mark.parametrize("prefix", ["[n1] ", "(n1) ", "node-3 | "])
+def test_a_users_own_prefix_hides_no_cause(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the process from 0.29 on, behind it before."""
+    monkeypatch.setenv("VLLM_LOGGING_PREFIX", prefix)
+    old = NEW.replace("ERROR", f"{prefix}ERROR")
+    for form in (prefix + NEW, old, prefix + OLD):
+        check(start_error(ECHO, log(form, MEMORY)), "out_of_memory", MEMORY)
 
 
 def test_every_class_is_reached() -> None:

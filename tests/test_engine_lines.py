@@ -19,7 +19,7 @@ from ichat_lifecycle.adapters.engine_lines import (
         ("(EngineCore_DP0 pid=12) INFO 11-22 16:00:00 [core.py:110] x", "EngineCore_DP0"),
         ("(Worker_PP0_TP1_EP1 pid=13) ERROR 11-22 16:00:00 [x.py:1] y", "Worker_PP0_TP1_EP1"),
         ("(VllmWorker-0 pid=13) WARNING 11-22 16:00:00 [x.py:1] y", "VllmWorker-0"),
-        ("node-3 (Worker pid=13) INFO 11-22 16:00:00 [x.py:1] y", "Worker"),
+        ("node-3 (Worker pid=13) INFO 11-22 16:00:00 [x.py:1] y", "engine"),
         ("(Worker pid=13) ", "Worker"),
         ("INFO 11-22 16:00:00 [core.py:708] an old vLLM's", "engine"),
         ("Traceback (most recent call last):", "engine"),
@@ -65,3 +65,18 @@ def test_made_up_children_do_not_fill_the_memory() -> None:
     found = sort_by_child(f"(C{n} pid={n}) x" for n in range(CHILDREN_KEPT * 3))
     assert len(found) == CHILDREN_KEPT
     assert len(found["engine"]) == CHILDREN_KEPT * 2 + 1
+
+
+def test_a_users_own_prefix_hides_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_PREFIX", "node-3 ")
+    assert child_of("node-3 (Worker pid=13) INFO 11-22 16:00:00 [x.py:1] y") == "Worker"
+    assert child_of("(Worker pid=13) node-3 INFO 11-22 16:00:00 [x.py:1] y") == "Worker"
+
+
+def test_the_newest_lines_by_when_they_came() -> None:
+    kept = EngineLines(2)
+    for at_s, line in enumerate(("(A pid=1) 1", "(B pid=2) 1", "none", "(A pid=1) 2")):
+        kept.append(line, float(at_s))
+    assert kept.since(2.0) == ("none", "(A pid=1) 2")
+    assert kept.since(9.0) == ()
+    assert kept.since(0.0) == kept.all

@@ -146,17 +146,20 @@ def test_a_line_is_one_however_it_comes(output: EngineOutput, shown: list[str]) 
     assert shown == ["né", "10%", "20%", "end"]
 
 
-def test_a_watcher_sees_a_step_of_a_progress_bar_before_the_next_one(shown: list[str]) -> None:
-    """That may take minutes: a bar ends its line only then."""
+def test_a_step_of_a_progress_bar_is_seen_before_the_next_one(shown: list[str]) -> None:
+    """That may take minutes: a bar ends its line only then. What is half a line is no line."""
     seen: list[str] = []
-    output = EngineOutput(shown.append, seen.append)
+    lines: list[str] = []
+    output = EngineOutput(shown.append, lines.append, seen.append)
     with output.redirected():
         os.write(2, b"\rLoading: 50% Completed")
         until(lambda: "Loading: 50% Completed" in seen)
         os.write(2, b"\rLoading: 100% Completed\n")
     output.close()
     until(lambda: output.at_end)
+    until(lambda: output.at_end)
     assert shown == ["", "Loading: 50% Completed", "Loading: 100% Completed"]
+    assert lines == ["Loading: 50% Completed", "Loading: 100% Completed"]
 
 
 def test_only_the_newest_lines_are_kept(output: EngineOutput, shown: list[str]) -> None:

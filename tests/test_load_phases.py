@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ichat_lifecycle.adapters.load_phases import LoadPhases
@@ -41,6 +43,14 @@ Capturing CUDA graphs (mixed prefill-decode, PIECEWISE): 100%|██████
 def read(text: str) -> list[tuple[str, float | None]]:
     phases = LoadPhases()
     return [found for line in text.splitlines() if (found := phases.read(line)) is not None]
+
+
+def test_a_phase_is_read_in_each_form_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_PREFIX", "[n1] ")
+    said = "Starting to load model /m..."
+    record = {"levelname": "INFO", "name": "vllm.x", "processName": "Worker", "process": 8}
+    for line in (f"[n1] {WORKER}[x.py:68] {said}", json.dumps(record | {"message": said})):
+        assert read(line) == [("loading_weights", None)]
 
 
 def test_a_load_on_cpu() -> None:

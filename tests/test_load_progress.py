@@ -74,6 +74,29 @@ def test_a_line_that_was_there_before_is_no_news() -> None:
     assert news.count == 6
 
 
+@pytest.mark.parametrize("prefix", ["", "[n1] ", "(n1) "])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "No available block found in {} seconds",
+        "still waiting, {}.5s",
+        "waiting for the lock: 0:00:0{}",
+        "Loading shards: 50% Completed | 1/2 [00:0{0}<00:0{0}, 1.{0}s/it]",
+        "Fetching 3 files: 33% [00:0{}<?, 10.3MB/s]",
+    ],
+)
+def test_a_line_that_only_ticks_is_no_news(
+    prefix: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stands before it: a load that has stalled says for how long it has."""
+    monkeypatch.setenv("VLLM_LOGGING_PREFIX", prefix)
+    news = News()
+    for second in range(1, 6):
+        text = said.format(second)
+        news.line(f"{prefix}(EngineCore pid=7) INFO 11-22 17:19:0{second} [shm.py:7] {text}")
+    assert news.count == 1
+
+
 class FakeSampler(Sampler):
     def __init__(self, work: Callable[[], tuple[float, int]]) -> None:
         super().__init__()

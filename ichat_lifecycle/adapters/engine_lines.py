@@ -9,18 +9,19 @@ import re
 from collections import deque
 from collections.abc import Iterable
 
+from ichat_lifecycle.log_line import parse
+
 LINES_KEPT = 500  # of each child
 CHILDREN_KEPT = 64  # what comes from more of them counts as "engine"
 NOBODY = "engine"  # what C libraries and uncaught errors print carries no name
 
-# After what VLLM_LOGGING_PREFIX may have put before it. A file's name is made of the name.
-_CHILD = re.compile(r"^[^()]{0,40}\((?P<name>[A-Za-z][\w.-]{0,63}) pid=\d+\)")
+_SAFE = re.compile(r"[A-Za-z][\w.-]{0,63}")  # a file's name is made of the name
 
 
 def child_of(line: str) -> str:
     """The name of the process that printed a line, such as "Worker_TP0"; or "engine"."""
-    match = _CHILD.match(line)
-    return match["name"] if match else NOBODY
+    name = parse(line).process
+    return name if _SAFE.fullmatch(name) else NOBODY
 
 
 def sort_by_child(lines: Iterable[str], kept: int = LINES_KEPT) -> dict[str, tuple[str, ...]]:
@@ -29,6 +30,9 @@ def sort_by_child(lines: Iterable[str], kept: int = LINES_KEPT) -> dict[str, tup
     for line in lines:
         sorter.append(line)
     return sorter.by_child
+
+
+_Kept = tuple[int, float, str]  # a number that orders, when it arrived, the line
 
 
 class EngineLines:
@@ -43,26 +47,31 @@ class EngineLines:
     def __init__(self, kept: int = LINES_KEPT) -> None:
         self._kept = kept
         self._count = 0
-        self._children: dict[str, deque[tuple[int, str]]] = {}
+        self._children: dict[str, deque[_Kept]] = {}
 
-    def append(self, line: str) -> None:
+    def append(self, line: str, at_s: float = 0.0) -> None:
+        """Keep a line that arrived at this time, in seconds of any one clock."""
         name = child_of(line)
         if name not in self._children and len(self._children) >= CHILDREN_KEPT - 1:
             name = NOBODY
         self._count += 1
-        self._children.setdefault(name, deque(maxlen=self._kept)).append((self._count, line))
+        self._children.setdefault(name, deque(maxlen=self._kept)).append((self._count, at_s, line))
 
     @property
     def all(self) -> tuple[str, ...]:
         """The kept lines of all children, oldest first."""
-        numbered = [pair for lines in self._copies().values() for pair in lines]
-        return tuple(line for _, line in sorted(numbered))
+        return self.since(float("-inf"))
+
+    def since(self, at_s: float) -> tuple[str, ...]:
+        """The kept lines of all children that arrived at this time or later, oldest first."""
+        numbered = [kept for lines in self._copies().values() for kept in lines]
+        return tuple(line for _, arrived_s, line in sorted(numbered) if arrived_s >= at_s)
 
     @property
     def by_child(self) -> dict[str, tuple[str, ...]]:
         """The kept lines of each child by its name, oldest first."""
-        return {name: tuple(line for _, line in kept) for name, kept in self._copies().items()}
+        return {name: tuple(line for _, _, line in kept) for name, kept in self._copies().items()}
 
-    def _copies(self) -> dict[str, list[tuple[int, str]]]:
+    def _copies(self) -> dict[str, list[_Kept]]:
         # Copied at one go (in C, with the interpreter's lock): a line may come at any time.
         return {name: list(kept) for name, kept in list(self._children.items())}

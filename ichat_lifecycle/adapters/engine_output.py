@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from ichat_lifecycle.adapters.engine_lines import EngineLines
@@ -22,17 +23,20 @@ class EngineOutput:
     """A pipe, a thread that reads it, and the last lines of each process.
 
     Args:
-        sink: gets each line, without its end and without colours, in the reader's thread; by
-            default the lines go to the stderr of now.
-        watcher: gets each line too, and what stands there of one that has not ended.
+        sink: gets each line, without its end and without what a terminal would obey, in the
+            reader's thread; by default the lines go to the stderr of now.
+        watcher: gets each line too.
+        peeker: gets what has come of a line that has not ended, such as a progress bar's.
     """
 
     def __init__(
         self,
         sink: Callable[[str], None] | None = None,
         watcher: Callable[[str], None] = lambda line: None,
+        peeker: Callable[[str], None] = lambda rest: None,
     ) -> None:
         self._watcher = watcher
+        self._peeker = peeker
         # A copy: while an engine starts, descriptor 2 leads into the pipe.
         self._stderr = os.dup(2) if sink is None else -1
         self._sink = sink or self._print
@@ -45,6 +49,10 @@ class EngineOutput:
     def lines(self) -> tuple[str, ...]:
         """The newest lines of all processes, oldest first."""
         return self._lines.all
+
+    def lines_of_the_last(self, seconds: float) -> tuple[str, ...]:
+        """Those that arrived within the last seconds, oldest first."""
+        return self._lines.since(time.monotonic() - seconds)
 
     @property
     def lines_by_child(self) -> dict[str, tuple[str, ...]]:
@@ -99,23 +107,24 @@ class EngineOutput:
                 for line in splitter.feed(chunk):
                     self._take(line)
                 # A progress bar ends its line only with its next step.
-                self._watch(splitter.rest)
+                if rest := splitter.rest:
+                    _give(self._peeker, rest)
             if splitter.rest:
                 self._take(splitter.rest)
         finally:
             os.close(self._read_fd)
 
     def _take(self, line: str) -> None:
-        self._lines.append(line)
-        # A sink that fails (a full disk) must not stop the reading: the engine would block.
-        with contextlib.suppress(Exception):
-            self._sink(line)
-        self._watch(line)
-
-    def _watch(self, line: str) -> None:
+        self._lines.append(line, time.monotonic())
+        _give(self._sink, line)
         if line:
-            with contextlib.suppress(Exception):
-                self._watcher(line)
+            _give(self._watcher, line)
+
+
+def _give(taker: Callable[[str], None], line: str) -> None:
+    # One that fails (a full disk) must not stop the reading: the engine would block.
+    with contextlib.suppress(Exception):
+        taker(line)
 
 
 def _flush() -> None:

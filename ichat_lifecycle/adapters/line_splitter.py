@@ -6,10 +6,11 @@ import codecs
 import re
 from collections.abc import Iterator
 
+from ichat_lifecycle.log_line import plain
+
 LINE_LIMIT = 16_384  # characters; a longer line is cut, so that nothing can fill the memory
 
 _ENDS = re.compile(r"\r\n|\r(?!\Z)|\n")  # what follows the last \r has not come yet
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class LineSplitter:
@@ -21,11 +22,11 @@ class LineSplitter:
 
     @property
     def rest(self) -> str:
-        """What has come of a line that has not ended, without colours."""
+        """What has come of a line that has not ended, without what a terminal would obey."""
         return _plain(self._rest)
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """The lines that end in this chunk, without their ends and without colours."""
+        """The lines that end in this chunk, without their ends and what a terminal would obey."""
         *lines, self._rest = _ENDS.split(self._rest + self._decoder.decode(chunk))
         for line in lines:
             yield from (
@@ -37,4 +38,4 @@ class LineSplitter:
 
 
 def _plain(text: str) -> str:
-    return _ANSI.sub("", text.rstrip("\r"))
+    return plain(text.rstrip("\r"))

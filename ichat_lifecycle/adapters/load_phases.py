@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from ichat_lifecycle.log_line import parse
+
 CONFIGURING = "configuring"
 STARTING_ENGINE = "starting_engine"
 LOADING_WEIGHTS = "loading_weights"
@@ -16,27 +18,27 @@ ALLOCATING = "allocating_kv_cache"
 CAPTURING = "capturing_graphs"
 FINISHING = "finishing_engine"
 
-# What begins a phase, looked for anywhere in a line; `percent` where it says how far that is.
+# What begins a phase, looked for in the text of a line; `percent` where it says how far that is.
 _BEGINS = tuple(
     (re.compile(pattern), phase)
     for pattern, phase in (
-        (r"(?:^|\] )Starting to load model ", LOADING_WEIGHTS),
+        (r"^Starting to load model ", LOADING_WEIGHTS),
         (r"Loading (\S+ )?checkpoint shards: +(?P<percent>\d+)% Completed", LOADING_WEIGHTS),
         (
             r"Multi-thread loading (\S+ checkpoint )?shards: +(?P<percent>\d+)% Completed",
             LOADING_WEIGHTS,
         ),
         # From here on it runs the model once, to see how much memory is left for the cache.
-        (r"(?:^|\] )(Loading weights|Model loading) took ", PROFILING),
+        (r"^(Loading weights|Model loading) took ", PROFILING),
         (r"Using cache directory: .* for vLLM's torch\.compile", COMPILING),
         (r"Dynamo bytecode transform time", COMPILING),
         (r"Compiling a graph for ", COMPILING),
-        (r"(?:^|\] )Warming up model for the compilation", COMPILING),
-        (r"(?:^|\] )Available KV cache memory: ", ALLOCATING),
-        (r"(?:^|\] )(\w+ )?KV cache size: ", ALLOCATING),
-        (r"(?:^|\] )Explicitly set .* for KV cache", ALLOCATING),
+        (r"^Warming up model for the compilation", COMPILING),
+        (r"^Available KV cache memory: ", ALLOCATING),
+        (r"^(\w+ )?KV cache size: ", ALLOCATING),
+        (r"^Explicitly set .* for KV cache", ALLOCATING),
         (r"Capturing CUDA graphs?[^:]*: +(?P<percent>\d+)%", CAPTURING),
-        (r"(?:^|\] )(Graph capturing finished|init engine \(profile)", FINISHING),
+        (r"^(Graph capturing finished|init engine \(profile)", FINISHING),
     )
 )
 
@@ -55,8 +57,9 @@ class LoadPhases:
     def read(self, line: str) -> tuple[str, float | None] | None:
         """The phase, and how much of it is done (0 to 1, None where that is not told); None for a
         line that says nothing new of that."""
+        text = parse(line).text
         for begins, phase in _BEGINS:
-            if match := begins.search(line):
+            if match := begins.search(text):
                 return self._enter(phase, match.groupdict().get("percent"))
         return None
 

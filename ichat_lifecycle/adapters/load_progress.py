@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from ichat_lifecycle.adapters.threads import in_thread
 from ichat_lifecycle.errors import StartError
+from ichat_lifecycle.log_line import parse
 
 # Per second since the last move, and at least. What waits idly, by polling too, stayed below this
 # where EngineCore or its worker was stopped in the middle of a load; what moves needs more.
@@ -35,8 +35,6 @@ _LINES_KNOWN = 100  # an echo comes soon, or is rare
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
-# "(Worker pid=7) INFO 11-22 17:19:17 [core.py:42] " before what a line says.
-_PREFIX = re.compile(r"^(\([^)]*\) )?[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,8 @@ class Sample:
         at_s: the clock's time.
         phase: the load's own name for where it is.
         lines: new lines that the engine's processes printed; one that says again what an earlier
-            one said is not new, such as a warning that something is still waited for.
+            one said is not new, such as a warning that something is still waited for, with the
+            time that it has taken so far.
         cpu_s: seconds of CPU time.
         moved_bytes: read or written, page faults that had to read included.
     """
@@ -96,7 +95,7 @@ class News:
         self._seen: deque[str] = deque(maxlen=_LINES_KNOWN)
 
     def line(self, text: str) -> None:
-        said = _PREFIX.sub("", text, count=1)
+        said = parse(text).news
         if said not in self._seen:
             self._seen.append(said)
             self.count += 1
@@ -164,9 +163,13 @@ async def watch(
     """
     interval_s = min(_LONGEST_INTERVAL_S, stall_timeout_s / _LOOKS)
 
-    async def sample() -> Sample:
-        cpu_s, moved_bytes = await in_thread(sampler.take, "load-progress")
+    def take() -> Sample:
+        cpu_s, moved_bytes = sampler.take()
         return Sample(clock(), phase(), news.count, cpu_s, moved_bytes)
+
+    async def sample() -> Sample:
+        # The time is that of the look: the way back from the thread may take a while.
+        return await in_thread(take, "load-progress")
 
     judge = Judge(Sample(clock(), phase()))
     while True:

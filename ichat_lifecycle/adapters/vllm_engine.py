@@ -133,8 +133,9 @@ class VllmEngine:
         return self._loading is not None and self._loading.running
 
     async def _start(self, on_fault: FaultReport, news: load_progress.News) -> None:
+        phases = LoadPhases()
         self._output = output = EngineOutput(
-            self._sink, partial(self._read_line, news, LoadPhases())
+            self._sink, partial(self._read_line, news, phases), partial(self._read_phase, phases)
         )
         before = children_now()
         self._loading = Threaded(partial(self._load, output), "engine-load")
@@ -206,7 +207,11 @@ class VllmEngine:
 
     def _read_line(self, news: load_progress.News, phases: LoadPhases, line: str) -> None:
         news.line(line)
-        if (found := phases.read(line)) is not None:
+        self._read_phase(phases, line)
+
+    def _read_phase(self, phases: LoadPhases, line: str) -> None:
+        # Once clients are served, their texts can be in the lines: those begin no phase.
+        if self._loading_runs and (found := phases.read(line)) is not None:
             self._enter_phase(*found)
 
     def _enter_phase(self, phase: str, fraction: float | None = None) -> None:
@@ -251,7 +256,9 @@ class VllmEngine:
         self._tell(f"{process.name} (pid {pid}) ended{_how(code)}", code, on_fault)
 
     def _tell(self, message: str, code: int | None, on_fault: FaultReport) -> None:
-        death = causes.death(code, self._output.lines if self._output else ())
+        output = self._output
+        recent = output.lines_of_the_last(causes.WINDOW_S) if output else ()
+        death = causes.death(code, recent)
         on_fault(
             Fault(
                 "engine_died",
