@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
-from ichat_lifecycle.adapters import logs
+from ichat_lifecycle.adapters import console_lines, logs
 from ichat_lifecycle.redact import Secrets
 
 TOUCHED = ("", "ichat_lifecycle", "engine", *logs._QUIET, "vllm", "elsewhere")
@@ -122,13 +122,25 @@ TRACE = '  File "/x/core.py", line 3, in run'
         ("Loading shards:  50% 1/2 [00:01]", {"event": "Loading shards:  50% 1/2 [00:01]"}),
         (
             '{"level": "warning", "event": "from JSON", "timestamp": "then", "pid": 5, "n": 1}',
-            {"event": "from JSON", "level": "warning", "pid": 5, "n": 1},
+            {"event": "from JSON", "level": "warning", "pid": 5},
         ),
-        ('{"level": "info", "event": "x", "logger": "vllm.core"}', {"logger": "engine.vllm.core"}),
+        ('{"level": "info", "event": "x", "logger": "vllm.core"}', {"place": "vllm.core"}),
         ('{"level": "silly", "event": "x"}', {"level": "info"}),
         ('{"no": "event"}', {"event": '{"no": "event"}', "level": "info"}),
         ('{"broken', {"event": '{"broken'}),
-        ('{"level": "info", "event": "x", "msg": 1, "args": 2}', {"event": "x", "msg": 1}),
+        ('{"level": "info", "event": "x", "msg": 1, "args": 2}', {"event": "x"}),
+        (
+            '{"levelname": "ERROR", "message": "failed", "name": "vllm.v1.core", "process": 12, '
+            '"processName": "EngineCore", "exc_info": "Traceback\\nValueError: no"}',
+            {
+                "event": "failed",
+                "level": "error",
+                "pid": 12,
+                "process": "EngineCore",
+                "place": "vllm.v1.core",
+                "exception": "Traceback\nValueError: no",
+            },
+        ),
     ],
 )
 def test_a_line_of_the_engine_becomes_an_event(line: str, expected: dict[str, Any]) -> None:
@@ -141,6 +153,38 @@ def test_a_line_of_the_engine_becomes_an_event(line: str, expected: dict[str, An
     assert found["timestamp"].endswith("Z") and found["timestamp"] != "then"
     if "pid" not in expected and "EngineCore" not in line:
         assert "pid" not in found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 16_000,
+        '{"level": "info", "event": ' + "[" * 16_000,
+        '{"level": "info", "event": "x", "pid": ' + "9" * 5_000 + "}",
+        '{"level": 7, "event": "x", "pid": true, "process": ["y"], "logger": {}}',
+        '{"levelname": null, "message": "x", "process": -1, "exc_info": 5}',
+    ],
+    ids=["brackets", "deep", "a huge number", "types", "vLLM's types"],
+)
+def test_no_line_is_lost_whatever_a_client_has_printed(line: str) -> None:
+    stream = configured()
+    logs.log_engine_line(line)
+    found = stream.document()
+    assert found["level"] == "info"
+    assert not {"pid", "process", "exception"} & found.keys()
+
+
+def test_a_line_can_neither_name_a_logger_nor_set_fields() -> None:
+    """Of each logger that is named one more would be kept for ever."""
+    stream = configured()
+    before = len(logging.root.manager.loggerDict)
+    for n in range(50):
+        line = {"level": "info", "event": "transition", "logger": f"x.{n}", "dest": "READY"}
+        logs.log_engine_line(json.dumps(line))
+    assert len(logging.root.manager.loggerDict) <= before + 1
+    for found in stream.documents():
+        assert found["logger"] == "engine.vllm"
+        assert "dest" not in found
 
 
 @pytest.mark.parametrize("line", ["", "   ", "\t"])
@@ -265,6 +309,47 @@ def test_configuring_again_replaces() -> None:
 
 
 # --- for people
+
+
+def in_console(line: str) -> list[str]:
+    stream = configured(as_json=False)
+    logs.log_engine_line(line)
+    return stream.getvalue().splitlines()
+
+
+def test_all_sources_have_one_shape() -> None:
+    """Time, level, who, what, and where in the source."""
+    stream = configured(as_json=False)
+    structlog.get_logger("ichat_lifecycle").info("transition", dest="BOUND", cause=None)
+    logging.getLogger("vllm.config").warning("from the main process")
+    logs.log_engine_line(NEW.format(level="INFO", text="Starting to load model"))
+    ours, main, core = (line.partition(" ")[2] for line in stream.getvalue().splitlines())
+    assert ours == "info     lifecycle   transition dest=BOUND"
+    assert main.startswith("warning  vllm        from the main process (test_logs.py:")
+    assert core == "info     EngineCore  Starting to load model (core.py:110)"
+
+
+def test_a_line_fits_a_terminal_and_can_forge_no_other() -> None:
+    """What a client has had printed cannot look like a line of its own."""
+    long = in_console(NEW.format(level="INFO", text="word " * 100))
+    assert len(long) > 1
+    assert max(map(len, long)) <= console_lines.WIDTH
+    record = {"levelname": "INFO", "message": "x\n12:00:00 error lifecycle \x1b[31mforged"}
+    _, second = in_console(json.dumps(record))
+    assert second.startswith("    12:00:00 error")
+    assert "\x1b" not in second
+
+
+def test_a_traceback_shows_no_values_of_variables() -> None:
+    """They can be secrets."""
+    stream = configured(as_json=False)
+    hidden = "hunter" + str(2)
+    try:
+        raise ValueError(len(hidden))
+    except ValueError:
+        structlog.get_logger("ichat_lifecycle").exception("failed")
+    assert "ValueError: 7" in stream.getvalue()
+    assert hidden not in stream.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -1,29 +1,24 @@
 """One stream of log lines: ours, vLLM's in this process, and those of the engine's processes.
 
 JSON lines where nobody watches, coloured text in a terminal. The engine's processes print into a
-pipe of ours (engine_output); their lines are taken apart here and logged again with their level,
-process and pid.
+pipe of ours (engine_output); their lines are taken apart (log_line) and logged again with their
+level, process and pid.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, MutableMapping
 from typing import Any, Protocol, TextIO
 
 import structlog
 
-EventDict = MutableMapping[str, Any]
+from ichat_lifecycle.adapters.console_lines import ConsoleLines
+from ichat_lifecycle.log_line import parse
 
-# "(EngineCore pid=12) INFO 11-22 16:00:00 [core.py:110] text"; older vLLM: "INFO 11-22 … text".
-_VLLM_LINE = re.compile(
-    r"^(?:\((?P<process>[^)]*?)(?: pid=(?P<pid>\d+))?\) ?)?"
-    r"(?:(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[(?P<place>[^\]]*)\] ?)?(?P<text>.*)$"
-)
+EventDict = MutableMapping[str, Any]
 
 _OURS = ("ichat_lifecycle", "engine")
 # Libraries whose INFO lines say nothing to an operator.
@@ -62,9 +57,10 @@ def configure(
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper("iso" if as_json else "%H:%M:%S", utc=as_json),
         structlog.stdlib.ExtraAdder(allow=()),
         _origin,
+        _place,
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -81,6 +77,14 @@ def configure(
             *marked,
             *_renderers(as_json, colors=stream.isatty()),
         ],
+        # A forked engine process writes into our pipe, whose lines are parsed and logged again.
+        in_engine=structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(as_json=True, colors=False),
+            ],
+        ),
     )
     handler = _Handler(stream)
     handler.setFormatter(formatter)
@@ -103,9 +107,8 @@ def _marking(start_id: str) -> Callable[[Any, str, EventDict], EventDict]:
 
 
 def _renderers(as_json: bool, colors: bool) -> list[Any]:
-    if as_json:
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(colors=colors)]
+    renderer = structlog.processors.JSONRenderer() if as_json else ConsoleLines(colors)
+    return [structlog.processors.format_exc_info, renderer]
 
 
 class _Handler(logging.StreamHandler[Writable]):
@@ -120,11 +123,16 @@ class _Handler(logging.StreamHandler[Writable]):
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
-    def __init__(self, scrub: Callable[[str], str], **options: Any) -> None:
+    def __init__(
+        self, scrub: Callable[[str], str], *, in_engine: logging.Formatter, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._scrub = scrub
+        self._in_engine = in_engine
 
     def format(self, record: logging.LogRecord) -> str:
+        if os.getpid() != _main_pid:
+            return self._scrub(self._in_engine.format(record))
         return self._scrub(super().format(record))
 
 
@@ -137,6 +145,14 @@ def _origin(_: Any, __: str, event: EventDict) -> EventDict:
         record = event.get("_record")
         event["process"] = getattr(record, "vllm_process_name", "EngineCore")
         event["pid"] = os.getpid()
+    return event
+
+
+def _place(_: Any, __: str, event: EventDict) -> EventDict:
+    """Of a record of vLLM's: where in its source, as its own lines have it."""
+    record = event.get("_record")
+    if record is not None and record.name.partition(".")[0] == "vllm":
+        event.setdefault("place", f"{record.filename}:{record.lineno}")
     return event
 
 
@@ -155,42 +171,22 @@ def adopt(*names: str) -> None:
 
 
 def log_engine_line(line: str) -> None:
-    """One line that a process of the engine printed, as an event of ours."""
+    """Log one line that a process of the engine printed as an event of ours.
+
+    Always from the same logger, whatever the line says: of a logger that a client could name, one
+    more would be kept for each name. Of a JSON line no other fields are taken than vLLM's own.
+    """
     if not line.strip():
         return
-    fields = _from_json(line) or _from_text(line)
-    level = logging.getLevelNamesMapping().get(str(fields.pop("level")).upper(), logging.INFO)
+    said = parse(line)
+    level = logging.getLevelNamesMapping().get(said.level.upper(), logging.INFO)
+    fields = {
+        "process": said.process,
+        "pid": said.pid,
+        "place": said.place or said.logger,
+        "exception": said.traceback,
+    }
     # A branch of its own: vLLM's loggers here may have handlers that print into the very pipe that
     # this line came from.
-    logger = structlog.stdlib.get_logger(f"engine.{fields.pop('logger')}")
-    logger.log(level, str(fields.pop("event")), **fields)
-
-
-def _from_json(line: str) -> dict[str, Any] | None:
-    if not line.startswith("{"):
-        return None
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(fields, dict) or not {"level", "event"} <= fields.keys():
-        return None
-    for name in ("timestamp", "start_id"):  # it gets ours, which are the same
-        fields.pop(name, None)
-    fields.pop("self", None)  # the one name that cannot be handed on as a field
-    return {"logger": "vllm", **fields}
-
-
-def _from_text(line: str) -> dict[str, Any]:
-    match = _VLLM_LINE.match(line)
-    assert match is not None  # its last group matches anything
-    fields: dict[str, Any] = {
-        "logger": "vllm",
-        "level": match["level"] or "info",
-        "event": match["text"] if match["level"] or match["pid"] else line,
-    }
-    if match["pid"]:
-        fields |= {"process": match["process"], "pid": int(match["pid"])}
-    if match["place"]:
-        fields["place"] = match["place"]
-    return fields
+    given = {name: value for name, value in fields.items() if value}
+    structlog.stdlib.get_logger("engine.vllm").log(level, said.text, **given)
