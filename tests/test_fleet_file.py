@@ -347,7 +347,7 @@ BAD = {
         "worker in line 4 has it, too)"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, advertise_host: 0.0.0.0}}": [
-        "2:45: a: advertise_host: value error, 0.0.0.0 means every interface: expected one that "
+        "2:45: a: advertise_host: 0.0.0.0 means every interface: expected one that "
         "others can reach (it is '0.0.0.0')"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, advertise_port: 0}}": [
