@@ -234,6 +234,7 @@ class VLLMBackend(LifecycleBackend):
             builder,
             self._ssl_refresher,
             self._main_bell.close,
+            settings.http,
         )
         probe = SelfProbe(self._target, settings.warm_up)
         senses = Senses(

@@ -118,6 +118,15 @@ class Http(_Section):
         "open",
         description="GET /v1/models outside READY: open (vLLM answers once it can) or gated (503)",
     )
+    header_timeout: Seconds = Field(
+        20, gt=0, description="within which a request's head has to be complete"
+    )
+    body_timeout: Seconds = Field(
+        60, gt=0, description="silence of a client in the middle of a request's body"
+    )
+    max_connections: int = Field(
+        0, ge=0, description="connections at a time; 0: as many as the limit on open files allows"
+    )
 
 
 class Restart(_Section):

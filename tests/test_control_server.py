@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ichat_lifecycle.beacon import CONTROL_THREAD
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control import server as control_server
 from ichat_lifecycle.control.app import build_control_app
-from ichat_lifecycle.control.server import MAX_CONNECTIONS, ControlPlane
+from ichat_lifecycle.control.server import CONTROL_LIMITS, ControlPlane
 from ichat_lifecycle.errors import (
     AddressError,
     ArgumentsError,
@@ -289,7 +290,7 @@ def test_idle_connections_cannot_lock_a_probe_out() -> None:
     control = plane()
 
     async def scenario() -> None:
-        idle = [dial(control) for _ in range(MAX_CONNECTIONS + 44)]
+        idle = [dial(control) for _ in range(CONTROL_LIMITS.connections() + 44)]
         try:
             assert get(control, "/livez")[0] == 200
             # The oldest made room, those that came last are still there.
@@ -305,7 +306,8 @@ def test_idle_connections_cannot_lock_a_probe_out() -> None:
 
 @pytest.fixture
 def three_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_server._Protocol, "max_connections", 3)
+    limits = replace(CONTROL_LIMITS, connections=lambda: 3)
+    monkeypatch.setattr(control_server, "CONTROL_LIMITS", limits)
 
 
 class HangingApp:
@@ -356,7 +358,9 @@ def test_who_waits_for_an_answer_makes_room_last() -> None:
 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control_server._Protocol, "request_timeout_s", 0.1)
+    limits = replace(CONTROL_LIMITS, head_s=0.1, request_s=0.1, unread_s=0.1)
+    monkeypatch.setattr(control_server, "CONTROL_LIMITS", limits)
+    monkeypatch.setattr(control_server, "KEEP_ALIVE_S", 0.1)
 
 
 @pytest.mark.usefixtures("short_patience")
@@ -366,7 +370,7 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
         b"",
         b"GET /livez HT",
         b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nfour",
-        REQUEST,  # answered, and then silent; sooner than Uvicorn's own 5 s
+        REQUEST,  # answered, and then silent
         REQUEST + b"GET /li",
     ],
 )
@@ -687,7 +691,7 @@ def test_a_stop_waits_for_an_answer_that_comes_soon() -> None:
         with app.hang(control) as client:
             stopping = asyncio.create_task(control.stop())
             assert control._server is not None
-            while control._server.servers[0].is_serving():  # until it shuts down
+            while control._server.accepting:  # until it shuts down
                 await asyncio.sleep(0)
             app.release.set()
             await stopping

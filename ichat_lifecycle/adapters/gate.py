@@ -10,13 +10,15 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.paths import is_one_of, route_path
 from ichat_lifecycle.adapters.refusal import (
+    CLOSE,
+    CROWDED,
     UNAUTHORIZED,
     UNAVAILABLE,
     App,
@@ -25,7 +27,6 @@ from ichat_lifecycle.adapters.refusal import (
     Scope,
     Send,
     error_document,
-    read_body,
     send_empty,
     send_json,
 )
@@ -43,6 +44,7 @@ WAKING_PATHS = frozenset({"/wake_up", "/resume"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 READING_METHODS = frozenset({"GET", "HEAD"})
 
+CROWDED_MESSAGE = "The worker has more connections than it can take, each with a request under way."
 TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
 
 
@@ -131,7 +133,7 @@ class Gate:
         if self._answers_health(scope):
             await send_empty(send)
         elif not _is_own_path(path):
-            await self._refuse(receive, send)
+            await self._refuse(scope, send)
         elif self._has_key(scope):
             await self._own_app({**scope, "path": path}, receive, send)
         else:
@@ -145,7 +147,8 @@ class Gate:
         return self._settings.health == "live" and path in HEALTH_PATHS and asks
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.app is not None and self._snapshot().state is State.READY:
+        ready = self._snapshot().state is State.READY
+        if self.app is not None and ready and not _is_crowded(scope):
             await self._pass(self.app, scope, receive, send)
         else:
             await receive()
@@ -154,7 +157,7 @@ class Gate:
     def _may_pass(self, scope: Scope, path: str) -> bool:
         method, state = scope["method"], self._snapshot().state
         if state is State.READY:
-            return True
+            return method in SAFE_METHODS or not _is_crowded(scope)
         if state is State.STOPPING or is_one_of(scope["path"], self.root_path, HEALTH_PATHS):
             return False
         gated = self._settings.models == "gated" and _is_models_path(path)
@@ -231,17 +234,23 @@ class Gate:
 
     # --- refusing
 
-    async def _refuse(self, receive: Receive, send: Send) -> None:
-        await read_body(receive)
-        await self._send_unavailable(send, self._unavailable(self._why()))
+    async def _refuse(self, scope: Scope, send: Send) -> None:
+        """The body is not read: the server discards it, and the client has the answer at once."""
+        if self._snapshot().state is State.READY and _is_crowded(scope):
+            error = self._unavailable(CROWDED_MESSAGE)
+            await self._send_unavailable(send, error, [CLOSE])
+        else:
+            await self._send_unavailable(send, self._unavailable(self._why()))
 
     def _unavailable(self, message: str) -> dict[str, Any]:
         return error_document(message, UNAVAILABLE, self._snapshot().state)
 
-    async def _send_unavailable(self, send: Send, error: dict[str, Any]) -> None:
-        headers = [(b"retry-after", str(self._retry_after()).encode())]
+    async def _send_unavailable(
+        self, send: Send, error: dict[str, Any], more: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        headers = [(b"retry-after", str(self._retry_after()).encode()), *more]
         if self._snapshot().state is State.STOPPING:
-            headers.append((b"connection", b"close"))
+            headers.append(CLOSE)
         await send_json(send, UNAVAILABLE, error, headers)
 
     async def _close_websocket(self, send: Send) -> None:
@@ -251,6 +260,10 @@ class Gate:
         snapshot = self._snapshot()
         reason = f" ({snapshot.reason.message})" if snapshot.reason else ""
         return f"The worker is not ready: its state is {snapshot.state.value}{reason}."
+
+
+def _is_crowded(scope: Scope) -> bool:
+    return bool(scope.get("state", {}).get(CROWDED))
 
 
 def _is_own_path(path: str) -> bool:

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
+from ichat_lifecycle.adapters.connections import Limits, connections_of_held
+from ichat_lifecycle.adapters.http_connection import LINGER_S
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.adapters.refusal import (
+    CLOSE,
     UNAVAILABLE,
     Receive,
     Scope,
     Send,
     error_document,
-    read_body,
     send_json,
 )
 from ichat_lifecycle.adapters.sockets import SocketBinder
@@ -29,14 +32,22 @@ from ichat_lifecycle.ports import Address
 
 Certificate = tuple[str, str | None]
 
+LIMITS = Limits(connections_of_held, head_s=10.0)
+NO_HEADERS = AnswerHeaders()
+CLOSE_S = 1.0  # for answers under way, when the whole ends
+
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """Why no worker serves: what a client is told."""
+    """Why no worker serves: what a client is told, with the headers that its worker's answers have.
+
+    `retry_after_s` is for the header `Retry-After`.
+    """
 
     message: str
     state: str
     retry_after_s: int
+    headers: AnswerHeaders = NO_HEADERS
 
 
 class HeldSocket:
@@ -56,6 +67,8 @@ class HeldSocket:
         self._certificate: Certificate | None = None
         self._config = self._made_config(None)
         self._owners: list[object] = []
+        self._server: PromptServer | None = None
+        self._ending: dict[asyncio.Task[None], PromptServer] = {}
         self._closing = False
         self._changed = asyncio.Event()
         self._changed.set()
@@ -71,7 +84,8 @@ class HeldSocket:
             return
         self._config = self._made_config(certificate)
         self._certificate = certificate
-        self._changed.set()
+        if self._server is not None:
+            self._server.config = self._config  # for connections from now on
 
     def served_by(self, who: object) -> None:
         if who not in self._owners:
@@ -99,6 +113,7 @@ class HeldSocket:
                     await self._change()
                 else:
                     await self._answer()
+            await self._end()
         finally:
             await self._binder.release()
 
@@ -108,15 +123,27 @@ class HeldSocket:
 
     async def _answer(self) -> None:
         # A copy: the server closes what it has accepted on.
-        sock, config = self._sock.dup(), self._config
-        server = PromptServer(config)
-        serving = server.serving(sock)
+        server = self._server = PromptServer(self._config, LIMITS)
+        serving = server.serving(self._sock.dup())
         await server.begun(serving)
-        while not (self._owners or self._closing or serving.done() or config is not self._config):
+        while not (self._owners or self._closing or serving.done()):
             await self._change()
+        self._server = None
+        server.let_go_of_all()
         server.should_exit = True
         server.wake()
-        await asyncio.wait({serving})
+        # In the background: who uploads much is answered, and still sending.
+        self._ending[serving] = server
+        serving.add_done_callback(self._ending.pop)
+
+    async def _end(self) -> None:
+        """Ends the servers that are left."""
+        if self._ending:
+            await asyncio.wait(set(self._ending), timeout=CLOSE_S)
+        for server in self._ending.values():
+            server.force_exit = True
+        if self._ending:
+            await asyncio.wait(set(self._ending))
 
     def _made_config(self, speaks: Certificate | None) -> uvicorn.Config:
         """Loaded, so that what is wrong with a certificate is known now. Raises ArgumentsError."""
@@ -129,7 +156,7 @@ class HeldSocket:
             access_log=False,
             workers=1,  # else WEB_CONCURRENCY is read, which may be no number
             proxy_headers=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=int(LINGER_S),
             ssl_certfile=certificate,
             ssl_keyfile=key,
         )
@@ -144,11 +171,13 @@ class HeldSocket:
             await receive()
             await send({"type": "websocket.close", "code": 1013})
             return
-        await read_body(receive)
         absence = self._absence()
-        headers = [
-            (b"retry-after", str(absence.retry_after_s).encode()),
-            (b"connection", b"close"),  # the next request is for a worker
-        ]
-        document = error_document(absence.message, UNAVAILABLE, absence.state)
-        await send_json(send, UNAVAILABLE, document, headers)
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            retry_after = (b"retry-after", str(absence.retry_after_s).encode())
+            document = error_document(absence.message, UNAVAILABLE, absence.state)
+            await send_json(
+                send, UNAVAILABLE, document, [retry_after, CLOSE]
+            )  # the next is for a worker
+
+        await absence.headers.around(answer)(scope, receive, send)

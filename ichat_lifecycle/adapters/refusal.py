@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -14,8 +13,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 UNAUTHORIZED, UNAVAILABLE = 401, 503
-BODY_LIMIT = 16 * 2**20  # bytes read of a refused request, so that its client sees the answer
-BODY_TIMEOUT_S = 2.0
+CLOSE = (b"connection", b"close")
+# In scope["state"] of a connection that is one too many while all others have an answer under way.
+CROWDED = "ichat_lifecycle.crowded"
 
 
 def error_document(message: str, status: int, state: str | None) -> dict[str, Any]:
@@ -25,20 +25,6 @@ def error_document(message: str, status: int, state: str | None) -> dict[str, An
     if state is not None:
         error["state"] = state
     return {"error": error}
-
-
-async def read_body(receive: Receive) -> None:
-    """An answer to a body that nobody read is lost in the connection's reset."""
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            while size < BODY_LIMIT:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
 
 
 async def send_json(

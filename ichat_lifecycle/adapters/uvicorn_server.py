@@ -14,15 +14,17 @@ from typing import Any, Protocol
 import uvicorn
 from uvicorn.lifespan.on import LifespanOn
 
+from ichat_lifecycle.adapters.connections import Limits, connections_of_main
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.adapters.refusal import App
 from ichat_lifecycle.bounds import error_of
+from ichat_lifecycle.config import Http
 from ichat_lifecycle.errors import ArgumentsError, StartError
 from ichat_lifecycle.ports import Fault, FaultReport
 
-# Attributes of uvicorn.Config that its constructor does not take from vLLM's names.
-_HEADER_LIMITS = ("h11_max_incomplete_event_size", "h11_max_header_count")
+# vLLM's names; of the two Uvicorn has only the first one, and heeds it with h11 alone.
+_HEAD_BYTES, _HEAD_COUNT = "h11_max_incomplete_event_size", "h11_max_header_count"
 
 
 class AppBuilder(Protocol):
@@ -40,6 +42,7 @@ class UvicornServer:
         builder: builds the app that is attached.
         refresher: makes vLLM's refresher of TLS certificates from an SSL context, where asked for.
         on_closing: called before connections are waited for, to end answers that would go on.
+        http: the limits of clients.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class UvicornServer:
         builder: AppBuilder,
         refresher: Callable[[uvicorn.Config], Any | None] = lambda config: None,
         on_closing: Callable[[], None] = lambda: None,
+        http: Http | None = None,
     ) -> None:
+        self._http = http or Http()
         self._gate = gate
         self._options = options
         self._builder = builder
@@ -60,7 +65,6 @@ class UvicornServer:
         self._task: asyncio.Task[None] | None = None
         self._lifespan: LifespanOn | None = None
         self._closing = False
-        self._accepting: asyncio.Task[None] | None = None
 
     @property
     def in_flight(self) -> int:
@@ -68,8 +72,10 @@ class UvicornServer:
 
     async def open(self, sock: socket.socket | None, on_fault: FaultReport) -> None:
         """Serves the gate on the socket; returns once it listens."""
-        config = self._config()
-        self._server = server = PromptServer(config)
+        options = dict(self._options())
+        limits = self._limits(options.pop(_HEAD_BYTES, None), options.pop(_HEAD_COUNT, None))
+        config = self._config(options, limits)
+        self._server = server = PromptServer(config, limits)
         self._refresher = self._make_refresher(config)
         self._task = server.serving(sock)
         self._task.add_done_callback(lambda task: self._on_end(task, on_fault))
@@ -84,7 +90,7 @@ class UvicornServer:
     def accept_on(self, sock: socket.socket) -> None:
         """Accepts connections on one more listening socket, until let_go() or close()."""
         assert self._server is not None, "it is open from BOUND on"
-        self._accepting = asyncio.create_task(self._server.accept_on(sock), name="accept")
+        self._server.accept_on(sock)
 
     def let_go(self, sock: socket.socket) -> None:
         """Leaves a socket that has been accepted on to others."""
@@ -96,13 +102,20 @@ class UvicornServer:
         if self._server is not None:
             self._server.hang_up()
 
-    def _config(self) -> uvicorn.Config:
-        options = dict(self._options())
-        limits = {name: options.pop(name) for name in _HEADER_LIMITS if name in options}
+    def _limits(self, head_bytes: int | None, head_count: int | None) -> Limits:
+        http = self._http
+        return Limits(
+            lambda: connections_of_main(http.max_connections),
+            head_s=http.header_timeout,
+            silence_s=http.body_timeout,
+            head_bytes=head_bytes or Limits.head_bytes,
+            head_count=head_count,
+        )
+
+    def _config(self, options: Mapping[str, Any], limits: Limits) -> uvicorn.Config:
         try:
             config = uvicorn.Config(self._gate, lifespan="off", workers=1, **options)
-            for name, value in limits.items():
-                setattr(config, name, value)
+            config.h11_max_incomplete_event_size = limits.head_bytes
             config.load()
         except OSError as error:  # ssl.SSLError is one too
             raise ArgumentsError(
@@ -157,8 +170,6 @@ class UvicornServer:
         server, task = self._server, self._task
         if server is None or task is None:
             return
-        if self._accepting is not None:  # else it would accept what nobody closes any more
-            await asyncio.wait({self._accepting})
         if not server.listening.is_set():
             # Uvicorn skips its shutdown when asked to exit during its start-up.
             task.cancel()

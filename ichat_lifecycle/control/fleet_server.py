@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from ichat_lifecycle.adapters.prompt_server import PromptServer
+from ichat_lifecycle.control.server import CONTROL_LIMITS
 
 GRACE_S = 1
 
@@ -28,7 +29,7 @@ async def serving(app: Any, sock: socket.socket) -> AsyncIterator[None]:
         proxy_headers=False,  # else FORWARDED_ALLOW_IPS is
         timeout_graceful_shutdown=GRACE_S,
     )
-    server = PromptServer(config)
+    server = PromptServer(config, CONTROL_LIMITS)
     task = server.serving(sock)
     await server.begun(task)
     try:

@@ -1,10 +1,11 @@
 """The control plane's thread: Uvicorn on a loop of its own, so that it answers in every state.
 
 Idle connections cannot lock anybody out. Uvicorn's `limit_concurrency` counts connections, idle
-ones too, and would answer 503 to the probe that comes after them. Here the newcomer always gets in:
-above MAX_CONNECTIONS the connection that has been without a request for longest makes room, or the
-oldest of all where each has one under way. Besides, a connection has REQUEST_TIMEOUT_S to deliver a
-complete request, counted from its start or from its last answer, however slowly bytes drip in.
+ones too, and would answer 503 to the probe that comes after them. Here the newcomer always gets in
+(see adapters.connections): the connection that has been without a request for longest makes room,
+or the oldest of all where each has one under way. A request has to arrive within its time, its body
+included, however slowly bytes drip in. Some file descriptors are kept, so that a probe gets in when
+the process has none left.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ichat_lifecycle.adapters.connections import Limits, connections_of_control
+from ichat_lifecycle.adapters.http_connection import LimitedH11
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.beacon import CONTROL_THREAD, name_this_thread
 from ichat_lifecycle.errors import (
@@ -39,10 +41,16 @@ log = structlog.get_logger("ichat_lifecycle")
 PORT_OFFSET = 10_000
 LAST_PORT = 65_535
 
-MAX_CONNECTIONS = 256
-REQUEST_TIMEOUT_S = 10.0
+CONTROL_LIMITS = Limits(
+    connections_of_control,
+    head_s=10.0,
+    request_s=10.0,
+    head_bytes=16 * 1024,
+    unread_s=10.0,
+    cut_busy=True,
+    spare=4,
+)
 KEEP_ALIVE_S = 5
-HEADERS_LIMIT = 16 * 1024
 BACKLOG = 128
 
 # A stop: answers under way may end within GRACE_S; all of it fits into STOP_S, and both into the
@@ -190,18 +198,17 @@ class ControlPlane:
     async def _serve(self, sock: socket.socket) -> None:
         config = uvicorn.Config(
             self._app_factory(),
-            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
             # `access_log=False` would take the handlers of the whole process' access log away;
-            # _Protocol switches it off for its own connections.
+            # _Connection switches it off for its own.
             proxy_headers=False,
             workers=1,  # else WEB_CONCURRENCY is read, which may be no number
             server_header=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
-            h11_max_incomplete_event_size=HEADERS_LIMIT,
+            h11_max_incomplete_event_size=CONTROL_LIMITS.head_bytes,
         )
         self._server = _Server(
             config,
@@ -233,7 +240,7 @@ class _Server(PromptServer):
         on_answering: Callable[[], None],
         on_stopping: Callable[[], None],
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, CONTROL_LIMITS, _Connection)
         self._loop = asyncio.get_running_loop()
         self._stop_asked = stop_asked
         self._on_answering = on_answering
@@ -258,67 +265,16 @@ class _Server(PromptServer):
             async with asyncio.timeout(GRACE_S):
                 await super().shutdown(sockets)
         except TimeoutError:
-            for connection in list(self.server_state.connections):
-                connection.transport.abort()
+            self.abort()
             await asyncio.sleep(0)  # their ends are seen before the loop's own
 
 
-class _Protocol(H11Protocol):
-    """An HTTP connection that makes room, and that has to deliver; see the module's docstring."""
-
-    max_connections = MAX_CONNECTIONS
-    request_timeout_s = REQUEST_TIMEOUT_S
+class _Connection(LimitedH11):
+    """One that is not in the access log: that is the main port's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.access_log = False
-        self._idle_since = 0.0
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._idle_since = self.loop.time()
-        self._watch()
-        self._make_room()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._idle_since = self.loop.time()
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._unset_deadline()
-        super().connection_lost(exc)
-
-    @property
-    def _busy(self) -> bool:
-        """Whether a request has arrived whole and its answer is not complete."""
-        cycle = self.cycle
-        return cycle is not None and not cycle.more_body and not cycle.response_complete
-
-    def _watch(self) -> None:
-        if self._busy:
-            self._unset_deadline()
-        elif self._deadline is None:
-            # Abort, not close: that would wait for a client that does not read its answer.
-            self._deadline = self.loop.call_later(self.request_timeout_s, self.transport.abort)
-
-    def _unset_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _make_room(self) -> None:
-        if len(self.connections) <= self.max_connections:
-            return
-        others = [c for c in self.connections if isinstance(c, _Protocol) and c is not self]
-        oldest = min(others, key=lambda other: (other._busy, other._idle_since))
-        self.connections.discard(oldest)  # now, not in connection_lost: others come in this step
-        oldest.transport.abort()
 
 
 def _running_future() -> concurrent.futures.Future[None]:

@@ -1,0 +1,166 @@
+"""Limits on connections, and who has to make room for a newcomer.
+
+A server without them is blocked by clients that connect and send nothing: each holds a file
+descriptor, and without one no probe gets in. Here a request has to arrive within its time, and the
+newcomer always gets in: the connection that has been without a request for longest makes room.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+# File descriptors that are left to the engine, the log, and files of the process.
+RESERVED = 128
+FEWEST, MOST_OF_CONTROL = 16, 256
+UNLIMITED = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may take. An answer under way has no limit.
+
+    Attributes:
+        connections: how many at a time; asked for each new one.
+        head_s: seconds from the connection's start, or from the first byte after an answer, to the
+            end of a request's head, and for a TLS handshake.
+        silence_s: seconds between two pieces of a request's body.
+        request_s: seconds for a whole request, its body included; None for no such limit.
+        head_bytes: of a request's head.
+        head_count: header lines of a request; None for any number.
+        unread_s: seconds in which a client has to read something of an answer that is complete.
+        cut_busy: whether a connection with an answer under way makes room where each has one.
+        spare: file descriptors that are kept, so that connections are accepted when the process has
+            no other left.
+    """
+
+    connections: Callable[[], int]
+    head_s: float = 20.0
+    silence_s: float = 60.0
+    request_s: float | None = None
+    head_bytes: int = 64 * 1024
+    head_count: int | None = None
+    unread_s: float = 30.0
+    cut_busy: bool = False
+    spare: int = 0
+
+
+def connections_of_control() -> int:
+    """Return how many connections a control plane takes: an eighth of the open files, 16 to 256."""
+    return min(MOST_OF_CONTROL, max(FEWEST, _open_files() // 8))
+
+
+def connections_of_main(wanted: int = 0) -> int:
+    """Return how many connections the main port takes: what the others leave of the open files.
+
+    Args:
+        wanted: at most so many; 0 for no limit of its own.
+    """
+    room = max(FEWEST, _open_files() - connections_of_control() - RESERVED)
+    return min(room, wanted) if wanted else room
+
+
+def connections_of_held() -> int:
+    """Return how many connections one socket of a fleet takes while no worker serves on it."""
+    return min(MOST_OF_CONTROL, max(FEWEST, _open_files() // 16))
+
+
+def _open_files() -> int:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+class Stage(enum.Enum):
+    """How far a connection's request is, in the order in which connections make room."""
+
+    WAITING = enum.auto()  # no complete head
+    SENDING = enum.auto()  # a body that is not complete
+    ANSWERED = enum.auto()  # whole, and its answer is not
+
+
+class Client(Protocol):
+    """A connection."""
+
+    def drop(self) -> None:
+        """Close it now. It does not count from then on."""
+        ...
+
+
+class Crowd:
+    """The connections of one server, by stage, the longest in each first.
+
+    Args:
+        count: how many there are, WebSockets included.
+    """
+
+    def __init__(self, limits: Limits, count: Callable[[], int]) -> None:
+        self.limits = limits
+        self._count = count
+        self._stages: dict[Stage, dict[Client, None]] = {stage: {} for stage in Stage}
+        self._stage_of: dict[Client, Stage] = {}
+
+    def place(self, client: Client, stage: Stage) -> None:
+        """Note the stage of a client, as the newest in it."""
+        before = self._stage_of.get(client)
+        if before is stage:
+            return
+        if before is not None:
+            del self._stages[before][client]
+        self._stage_of[client] = stage
+        self._stages[stage][client] = None
+
+    def remove(self, client: Client) -> None:
+        """Idempotent."""
+        stage = self._stage_of.pop(client, None)
+        if stage is not None:
+            del self._stages[stage][client]
+
+    def make_room(self) -> bool:
+        """Make room for one more; return False if every connection has an answer under way."""
+        while self._count() >= self.limits.connections():
+            if not self.drop_one():
+                return False
+        return True
+
+    def drop_one(self) -> bool:
+        """Close the connection that can be spared best; return False if there is none."""
+        for stage, clients in self._stages.items():
+            if clients and (stage is not Stage.ANSWERED or self.limits.cut_busy):
+                client = next(iter(clients))
+                self.remove(client)
+                client.drop()
+                return True
+        return False
+
+
+class SpareDescriptors:
+    """File descriptors that are held in order to have some when the process has no other left."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._held: list[int] = []
+
+    def refill(self) -> None:
+        """Open what is missing, as far as that is possible."""
+        while len(self._held) < self._count:
+            try:
+                self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError:
+                return
+
+    def release_one(self) -> bool:
+        """Close one, so that another can be opened; return False if none is held."""
+        if not self._held:
+            return False
+        os.close(self._held.pop())
+        return True
+
+    def close(self) -> None:
+        """Close all. Idempotent."""
+        self._count = 0
+        while self.release_one():
+            pass
