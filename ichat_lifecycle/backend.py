@@ -86,6 +86,7 @@ class Options:
         known_flags: flags of the embedding program, to suggest where one is mistyped.
         evidence_directory: where bundles of evidence go; by default `ichat-lifecycle/evidence` in
             the user's state directory.
+        lines_dropped: how many lines of the log have found no reader, for the metrics.
         fd: an inherited socket that listens already, to serve on instead of host and port.
         accept_when_ready: accept its connections from READY on instead of from BOUND on, because
             somebody else serves them until then.
@@ -108,6 +109,7 @@ class Options:
     announce: Callable[[str], None] = lambda url: None
     known_flags: tuple[str, ...] = ()
     evidence_directory: Path | None = None
+    lines_dropped: Callable[[], int] = lambda: 0
     fd: int | None = None
     accept_when_ready: bool = False
 
@@ -185,7 +187,12 @@ class VLLMBackend(LifecycleBackend):
         )
         companions = (heartbeat,) if heartbeat else ()
         super().__init__(self._ports(companions), options.settings, ready_event)
-        self._metrics = Metrics(self.lifecycle, self, self._loop_watch.health)
+        self._metrics = Metrics(
+            self.lifecycle,
+            self,
+            self._loop_watch.health,
+            lambda: self.options.lines_dropped(),  # noqa: PLW0108  # it is set later
+        )
         self._traces = Traces(
             self.lifecycle.journal, self._traces_endpoint, lambda: {"model": self.model}
         )

@@ -151,16 +151,22 @@ class CommandFailed(LifecycleError):
     default_code = "command_failed"
 
 
+def exit_code_of(error: BaseException) -> ExitCode:
+    """What a process ends with that this error ends."""
+    if isinstance(error, LifecycleError):
+        return error.exit_code
+    return ExitCode.ENGINE_START_FAILED
+
+
 def report(error: BaseException, stream: TextIO | None = None) -> int:
     """Prints the one line that ends a failed run, to stderr by default; returns the exit code."""
     if isinstance(error, LifecycleError):
-        text, code = error.line(), error.exit_code
+        text = error.line()
     else:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        code = ExitCode.ENGINE_START_FAILED
     # Where it cannot be said (a full disk, a closed pipe), the exit code still tells.
     with contextlib.suppress(OSError, ValueError):
         for line in error.told if isinstance(error, LifecycleError) else ():
             print(line, file=stream or sys.stderr)
         print(f"ichat-lifecycle: error: {text}", file=stream or sys.stderr, flush=True)
-    return int(code)
+    return int(exit_code_of(error))

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NoReturn, TextIO
 
 import structlog
@@ -20,18 +21,23 @@ from ichat_lifecycle import environment
 from ichat_lifecycle.adapters import logs, termination_log
 from ichat_lifecycle.adapters.clock import process_age_s
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S, LastResort
+from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.parent import is_supervised
+from ichat_lifecycle.adapters.printed import printed_by
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.terminal import LiveView
+from ichat_lifecycle.adapters.threads import within
 from ichat_lifecycle.backend import Options, VLLMBackend
 from ichat_lifecycle.config import TOKEN_VARIABLE, Settings
-from ichat_lifecycle.errors import ExitCode, report
+from ichat_lifecycle.errors import ExitCode, exit_code_of, report
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
 from ichat_lifecycle.start_history import StartHistory, key_of
 from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle")
+
+LAST_WORDS_S = 0.3  # for each that may find no reader; the log itself has line_writer.CLOSE_S
 
 
 def serve(
@@ -64,7 +70,9 @@ def serve(
             _run(backend, backend_argv, settings, stream)
     except Exception as error:
         termination_log.write(error, scrub=backend.secrets.scrub if backend else str)
-        return report(error, stream)  # the last line: nobody logs any more
+        # The last line: nobody logs any more.
+        within(LAST_WORDS_S, partial(report, error, stream))
+        return int(exit_code_of(error))
     return int(ExitCode.OK)
 
 
@@ -104,9 +112,13 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
         if not as_json and stream.isatty():
             view = LiveView(stream, lambda: lifecycle.snapshot, lifecycle.monotonic)
             lifecycle.listeners.append(view.changed)
-            target = stack.enter_context(view)
+            target = view.__enter__()
+            stack.callback(within, LAST_WORDS_S, lambda: view.__exit__(None, None, None))
+        lines = LineWriter(target, _report_dropped)
+        backend.options.lines_dropped = lambda: lines.dropped
+        stack.enter_context(printed_by(lines, _report_dropped))
         logs.configure(
-            target,
+            lines,
             as_json=as_json,
             scrub=backend.secrets.scrub,
             level=given.lifecycle_log_level,
@@ -115,8 +127,13 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
         try:
             yield
         finally:
+            lines.close()
             # Not none: without any, Python prints warnings of threads that are left to stderr.
             logging.getLogger().handlers[:] = [logging.NullHandler()]
+
+
+def _report_dropped(count: int) -> None:
+    log.warning("lines_dropped", count=count)
 
 
 def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stream: TextIO) -> None:
@@ -174,6 +191,5 @@ def end_process(code: int) -> NoReturn:
     stuck in an import, and takes seconds to take torch apart.
     """
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+        within(LAST_WORDS_S, stream.flush)
     os._exit(code)

@@ -15,8 +15,18 @@ from collections.abc import Callable, Iterator
 
 from ichat_lifecycle.adapters.engine_lines import EngineLines
 from ichat_lifecycle.adapters.line_splitter import LineSplitter
+from ichat_lifecycle.adapters.line_writer import LineWriter
+from ichat_lifecycle.adapters.standard_streams import ESCAPED
 
 CHUNK = 65_536
+
+# The engines that are being started: descriptors 1 and 2 lead into the pipe of the last one.
+_redirected: list[EngineOutput] = []
+
+
+def is_redirected() -> bool:
+    """Whether descriptors 1 and 2 of this process lead into the pipe of an engine that starts."""
+    return bool(_redirected)
 
 
 class EngineOutput:
@@ -37,9 +47,8 @@ class EngineOutput:
     ) -> None:
         self._watcher = watcher
         self._peeker = peeker
-        # A copy: while an engine starts, descriptor 2 leads into the pipe.
-        self._stderr = os.dup(2) if sink is None else -1
-        self._sink = sink or self._print
+        self._stderr = _Stderr() if sink is None else None
+        self._sink = self._stderr.write_line if self._stderr else (sink or print)
         self._read_fd, self._write_fd = os.pipe()
         self._lines = EngineLines()
         self._thread = threading.Thread(target=self._read, name="engine-output", daemon=True)
@@ -76,10 +85,12 @@ class EngineOutput:
         saved = [os.dup(1), os.dup(2)]
         os.dup2(self._write_fd, 1)
         os.dup2(self._write_fd, 2)
+        _redirected.append(self)
         try:
             yield
         finally:
             _flush()
+            _redirected.remove(self)
             for fd, target in zip(saved, (1, 2), strict=True):
                 os.dup2(fd, target)
                 os.close(fd)
@@ -90,15 +101,12 @@ class EngineOutput:
             os.close(self._write_fd)
             self._write_fd = -1
 
-    def _print(self, line: str) -> None:
-        os.write(self._stderr, f"{line}\n".encode())
-
     def _read(self) -> None:
         try:
             self._read_lines()
         finally:
-            if self._stderr >= 0:
-                os.close(self._stderr)
+            if self._stderr is not None:
+                self._stderr.close()
 
     def _read_lines(self) -> None:
         splitter = LineSplitter()
@@ -125,6 +133,25 @@ def _give(taker: Callable[[str], None], line: str) -> None:
     # One that fails (a full disk) must not stop the reading: the engine would block.
     with contextlib.suppress(Exception):
         taker(line)
+
+
+class _Stderr:
+    """The stderr of now; nobody waits for its reader, least of all the reader of the engine."""
+
+    def __init__(self) -> None:
+        # A copy: while an engine starts, descriptor 2 leads into the pipe.
+        self._stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors=ESCAPED)
+        self._lines = LineWriter(self._stream, self._on_dropped)
+
+    def write_line(self, line: str) -> None:
+        self._lines.write(f"{line}\n")
+
+    def close(self) -> None:
+        if self._lines.close():
+            self._stream.close()
+
+    def _on_dropped(self, count: int) -> None:
+        self.write_line(f"ichat-lifecycle: {count} lines were dropped: nobody read them")
 
 
 def _flush() -> None:

@@ -1,20 +1,22 @@
-"""Lines that are written by a thread of their own: a reader who stops reading holds nobody up.
+"""Lines that are written by a thread of their own: a reader that stops reading blocks nobody else.
 
-A pipe takes 64 KiB and a terminal can be stopped with Ctrl-S. A supervisor that waited for either
-would start nothing again, answer nobody, and hear no signal.
+A pipe takes 64 KiB, and a terminal can be stopped with Ctrl-S. An event loop that waited for either
+would answer nobody and notice no signal; the reader of the engine's output would block the engine.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import queue
 import threading
 import time
 from collections.abc import Callable
 
 from ichat_lifecycle.adapters.logs import Writable
+from ichat_lifecycle.errors import LimitError
 
 LIMIT = 10_000  # lines that wait
+CHARACTERS_LIMIT = 8_000_000  # and their characters
 CLOSE_S = 1.0
 
 
@@ -22,8 +24,15 @@ class LineWriter:
     """A stream in front of another one (adapters.logs.Writable). Writes never wait.
 
     Args:
-        on_dropped: called with the number of lines that had no room, once there is some again.
+        on_dropped: called with the number of lines that had no room, once there is some again; from
+            the writer's thread.
         limit: how many may wait.
+
+    Attributes:
+        dropped: how many lines have had no room, from the beginning on.
+
+    Raises:
+        LimitError: the system has no thread left.
     """
 
     def __init__(
@@ -31,21 +40,36 @@ class LineWriter:
     ) -> None:
         self._stream = stream
         self._on_dropped = on_dropped
-        self._waiting: queue.Queue[str | None] = queue.Queue(limit)
-        self._dropped = 0
+        self._limit = limit
+        self._waiting: collections.deque[str] = collections.deque()
+        self._characters = 0
+        self._unreported = 0
+        self._closing = False
+        # Reentrant, for a signal handler that logs in the middle of a write.
+        self._changed = threading.Condition(threading.RLock())
+        self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="line writer", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise LimitError(
+                f"no thread for the log: {error}", hint="raise the limit on processes and threads"
+            ) from error
 
     def write(self, text: str) -> int:
-        try:
-            self._waiting.put_nowait(text)
-        except queue.Full:
-            self._dropped += 1
-        else:
-            dropped, self._dropped = self._dropped, 0
-            if dropped:
-                self._on_dropped(dropped)
+        with self._changed:
+            if self._has_room(text):
+                self._waiting.append(text)
+                self._characters += len(text)
+                self._changed.notify_all()
+            else:
+                self.dropped += 1
+                self._unreported += 1
         return len(text)
+
+    def _has_room(self, text: str) -> bool:
+        few = len(self._waiting) < self._limit
+        return few and self._characters + len(text) <= CHARACTERS_LIMIT
 
     def flush(self) -> None:
         """Nothing: each line goes out as soon as it can."""
@@ -56,13 +80,34 @@ class LineWriter:
     def close(self, within_s: float = CLOSE_S) -> bool:
         """Whether all that was written has gone out within so many seconds."""
         end = time.monotonic() + within_s
-        with contextlib.suppress(queue.Full):
-            self._waiting.put(None, timeout=within_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
         self._thread.join(max(0.0, end - time.monotonic()))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (text := self._waiting.get()) is not None:
+        while (text := self._next()) is not None:
             with contextlib.suppress(OSError, ValueError):  # its other end is closed
                 self._stream.write(text)
                 self._stream.flush()
+            self._report()
+
+    def _next(self) -> str | None:
+        """The next line, once there is one; None at the end."""
+        with self._changed:
+            while not self._waiting and not self._closing:
+                self._changed.wait()
+            if not self._waiting:
+                return None
+            text = self._waiting.popleft()
+            self._characters -= len(text)
+            return text
+
+    def _report(self) -> None:
+        """Half empty is room enough for the report itself."""
+        with self._changed:
+            if not self._unreported or len(self._waiting) > self._limit // 2:
+                return
+            count, self._unreported = self._unreported, 0
+        self._on_dropped(count)

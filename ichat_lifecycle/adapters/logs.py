@@ -27,7 +27,8 @@ _QUIET = ("httpx", "httpcore", "asyncio", "urllib3", "filelock")
 
 def own_stderr() -> TextIO:
     """A stream on a copy of stderr: while an engine starts, descriptor 2 leads elsewhere."""
-    return os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, encoding="utf-8")
+    fd = os.dup(sys.stderr.fileno())
+    return os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 class Writable(Protocol):

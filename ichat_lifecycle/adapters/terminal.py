@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Self, TextIO
 
@@ -37,6 +38,9 @@ class LiveStream:
             console=self._console,
             refresh_per_second=refresh_per_s,
             transient=True,
+            # Theirs go through the log's writer (see printed), which does not wait for a terminal.
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
 
     def __enter__(self) -> Self:
@@ -66,12 +70,15 @@ class LiveView(LiveStream):
         self._snapshot = snapshot
         self._clock = clock
         self._spinner = Spinner("dots")
+        self._ended = False
         super().__init__(stream, self._line)
 
     def changed(self, snapshot: Snapshot) -> None:
         """A listener: the view ends with the load."""
-        if snapshot.ever_ready:
-            self._live.stop()
+        if snapshot.ever_ready and not self._ended:
+            self._ended = True
+            # Not on the loop: it writes, and a terminal can be stopped with Ctrl-S.
+            threading.Thread(target=self._live.stop, name="live view", daemon=True).start()
 
     def _line(self) -> Spinner:
         self._spinner.update(text=Text(describe(self._snapshot(), self._clock())))

@@ -44,6 +44,26 @@ def considerate() -> Iterator[None]:
             gc.enable()
 
 
+def within(seconds: float, action: Callable[[], object]) -> bool:
+    """Runs what may wait for somebody else, such as a write; whether it has ended in time.
+
+    Where it has not, its thread goes on. What it raises is suppressed.
+    """
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            action()
+
+    thread = threading.Thread(target=run, name="within", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread is left
+        run()
+        return True
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
 class Threaded(Generic[T]):
     """A function that runs in a thread. Cancelling `result()` leaves the thread running."""
 

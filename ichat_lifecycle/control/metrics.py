@@ -52,14 +52,21 @@ class Metrics(Collector):
 
     Args:
         loop: how the worker's event loop is.
+        lines_dropped: how many lines of the log have found no reader.
     """
 
-    def __init__(self, life: Life, identity: Identity, loop: Callable[[], LoopHealth]) -> None:
+    def __init__(
+        self,
+        life: Life,
+        identity: Identity,
+        loop: Callable[[], LoopHealth],
+        lines_dropped: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._life = life
         self._reader = Reader(life.journal)
         self._times = _Times(life.snapshot)
         self._registry = CollectorRegistry()
-        self._registry.register(_Now(life, identity, loop, self.state_seconds))
+        self._registry.register(_Now(life, identity, loop, self.state_seconds, lines_dropped))
         self._transitions = self._counter(
             "transitions",
             "Transitions by outcome: done, refused, failed or interrupted.",
@@ -172,7 +179,9 @@ class _Now(Collector):
         identity: Identity,
         loop: Callable[[], LoopHealth],
         state_seconds: Callable[[float], Mapping[str, float]],
+        lines_dropped: Callable[[], int],
     ) -> None:
+        self._lines_dropped = lines_dropped
         self._life = life
         self._identity = identity
         self._loop = loop
@@ -212,6 +221,9 @@ class _Now(Collector):
             "restarts_left",
             "How many engines may still be replaced within the window.",
             self._life.restarts_left,
+        )
+        yield _counter(
+            "log_lines_dropped", "Lines of the log that found no reader.", self._lines_dropped()
         )
         yield _gauge("event_loop_lag_seconds", "How late the worker's event loop is.", loop.lag_s)
 
