@@ -252,7 +252,8 @@ def verdict_as_dict(verdict: Verdict) -> dict[str, Any]:
 @dataclass(frozen=True)  # no slots: see changed()
 class Progress:
     """How far a start has come. `fraction` (0 to 1) only where the engine tells; `expected_s` only
-    where there were earlier starts, `expected_from` of them, of the same model and arguments."""
+    where there were earlier starts, `expected_from` of them, of the same model and arguments. In a
+    recovery that is the last one of this process."""
 
     phase: str = "starting"
     fraction: float | None = None
@@ -287,6 +288,8 @@ class Snapshot:
     last_verdict: Verdict | None = None
     evidence: str | None = None
     warnings: tuple[Notice, ...] = ()
+    # What this process' last engine took from BOUND to READY, and so a recovery will; None before.
+    engine_took_s: float | None = None
 
     @property
     def ready(self) -> bool:

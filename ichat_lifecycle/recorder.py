@@ -52,6 +52,7 @@ class Recorder:
         self.journal = Journal()
         self.listeners: list[Callable[[Snapshot], None]] = []
         self.head_start_s = 0.0
+        self._bound_mono_s = 0.0  # when the engine of now began to start
         self.snapshot = Snapshot(State.PARSED, clock.now(), 0.0)
 
     def begin(self, mono_s: float) -> None:
@@ -176,7 +177,12 @@ class Recorder:
         now, old = self._clock.now(), self.snapshot
         record = TransitionRecord(old.seq + 1, trigger, source, dest, now, mono_s, took_s, cause)
         self.journal.add(Kind.TRANSITION, record)
-        progress = _progress_in(dest, trigger, old.progress, mono_s)
+        if trigger in (Trigger.BIND, Trigger.RESTART_ENGINE):
+            self._bound_mono_s = mono_s
+        took_engine_s = old.engine_took_s
+        if trigger is Trigger.BECOME_READY:
+            took_engine_s = round(mono_s - self._bound_mono_s, 3)
+        progress = _progress_in(dest, trigger, old.progress, mono_s, took_engine_s)
         if trigger is Trigger.RESTART_ENGINE:
             self._note_phase(progress, mono_s)
         self.publish(
@@ -188,6 +194,7 @@ class Recorder:
             restarts=old.restarts + (trigger is Trigger.RESTART_ENGINE),
             ever_ready=old.ever_ready or dest is State.READY,
             progress=progress,
+            engine_took_s=took_engine_s,
         )
         log.info("transition", **record.told())
 
@@ -236,9 +243,14 @@ def _begun(progress: Progress, phase: str, mono_s: float) -> Progress:
     )
 
 
-def _progress_in(dest: State, trigger: Trigger, progress: Progress, mono_s: float) -> Progress:
+def _progress_in(
+    dest: State, trigger: Trigger, progress: Progress, mono_s: float, engine_took_s: float | None
+) -> Progress:
     if trigger is Trigger.RESTART_ENGINE:
-        return _begun(progress, "restarting", mono_s)
+        # The imports of a whole start, which earlier processes have measured, do not come again.
+        begun = _begun(progress, "restarting", mono_s)
+        known = engine_took_s is not None
+        return changed(begun, expected_s=engine_took_s, expected_from=int(known))
     if dest in (State.READY, State.STOPPING) and progress.ended_mono_s is None:
         phase = "ready" if dest is State.READY else progress.phase
         return changed(progress, phase=phase, fraction=None, ended_mono_s=mono_s)

@@ -285,7 +285,8 @@ def test_a_probe_without_a_reason_says_null() -> None:
         (State.BOUND, None, 5),
         (State.BOUND, 10.2, 11),  # rounded up: earlier would be in vain
         (State.BOUND, 300.0, 30),
-        (State.BOUND, -5.0, 1),  # overdue
+        (State.BOUND, 0.2, 1),
+        (State.BOUND, -5.0, 5),  # overdue: nobody knows
         (State.SERVING, 10.0, 10),
         (State.DEGRADED, 10.0, 5),
         (State.STOPPING, 10.0, 5),
@@ -302,6 +303,27 @@ def test_retry_after_is_the_rest_of_a_start_within_bounds(
 def test_retry_after_once_the_start_has_ended_is_no_eta() -> None:
     progress = Progress(began_mono_s=0.0, ended_mono_s=1.0, expected_s=20.0)
     assert view.retry_after_s(FakeLife(replace(LOADING, progress=progress), now_s=2.0)) == 5
+
+
+@pytest.mark.parametrize(
+    ("code", "took_s", "seconds"),
+    [
+        ("engine_died", 11.2, 12),
+        ("engine_hung", 300.0, 30),
+        ("restart_asked", 4.0, 4),
+        ("engine_died", None, 5),
+        ("engine_unresponsive", 11.2, 5),  # the engine stays, and may answer at once
+        ("asleep", 11.2, 5),
+    ],
+)
+def test_retry_after_of_a_lost_engine_is_what_the_last_start_took(
+    code: str, took_s: float | None, seconds: int
+) -> None:
+    reason = Reason(code, "for a reason")
+    snapshot = replace(
+        LOADING, state=State.DEGRADED, reason=reason, engine_took_s=took_s, progress=Progress()
+    )
+    assert view.retry_after_s(FakeLife(snapshot, now_s=100.0)) == seconds
 
 
 class Unprintable:

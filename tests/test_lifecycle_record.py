@@ -22,6 +22,7 @@ from lifecycle_lives import (
 )
 
 from ichat_lifecycle.config import Settings
+from ichat_lifecycle.control.view import retry_after_s
 from ichat_lifecycle.errors import (
     DeadlineError,
     EngineDiedError,
@@ -584,3 +585,22 @@ def test_a_readiness_that_is_never_proved_ends_with_what_came_instead(
     assert isinstance(life.error, DeadlineError)
     assert life.error.root_cause == cause
     assert "start.ready_timeout" in (life.error.hint or "")
+
+
+def test_a_recovery_is_expected_to_take_what_this_process_has_measured() -> None:
+    """Not what a file has of whole starts, imports included; the newest engine counts."""
+    seen: list[tuple[float | None, int, int]] = []
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        lifecycle.recorder.expect(300.0, 5)
+        for restarts in range(3):
+            await until(lifecycle, State.READY, restarts)
+            lifecycle.post_fault(Fault("engine_died", "it ended"))
+            await until(lifecycle, State.BOUND, restarts + 1)
+            progress = lifecycle.snapshot.progress
+            seen.append((progress.expected_s, progress.expected_from, retry_after_s(lifecycle)))
+        lifecycle.ask_to_stop("test")
+
+    starts = [Outcome(7.5), Outcome(4), Outcome(40)]
+    live(script, arguments_validate=Outcome(20), engine_start=starts, server_attach=Outcome(1))
+    assert seen == [(8.5, 1, 9), (5.0, 1, 5), (41.0, 1, 30)]

@@ -195,13 +195,25 @@ def probe_document(
 def retry_after_s(life: Life) -> int:
     """The `Retry-After` of a 503, in whole seconds, at least 1.
 
-    The expected rest of a start where it is known, at most 30; else 5.
+    The expected rest of a start or recovery where it is known, at most 30; else 5. A start that is
+    overdue may end at any time, or never: it is not known either.
     """
     now, snapshot = life.monotonic(), life.snapshot
-    eta_s = _eta(snapshot.progress, now)
-    if snapshot.state not in STARTING_STATES or eta_s is None:
-        return DEFAULT_RETRY_S
-    return max(1, min(LONGEST_RETRY_S, math.ceil(eta_s)))
+    rest_s: float | None = None
+    if snapshot.state in STARTING_STATES:
+        rest_s = _eta(snapshot.progress, now)
+    elif snapshot.state is State.DEGRADED and _is_replaced(snapshot):
+        rest_s = snapshot.engine_took_s
+    return min(LONGEST_RETRY_S, math.ceil(rest_s)) if rest_s else DEFAULT_RETRY_S
+
+
+# Why a worker is DEGRADED and keeps its engine.
+_ENGINE_STAYS = frozenset({"engine_unresponsive", "asleep"})
+
+
+def _is_replaced(snapshot: Snapshot) -> bool:
+    """Whether a new engine comes, as far as the reason shows it."""
+    return snapshot.reason is not None and snapshot.reason.code not in _ENGINE_STAYS
 
 
 def error_document(code: str, message: str, hint: str | None = None) -> dict[str, Any]:
