@@ -437,6 +437,14 @@ class VLLMBackend(LifecycleBackend):
         return self.control.url or None
 
     @property
+    def api_url(self) -> str | None:
+        """The base URL for clients on this machine; None while the main port is not bound."""
+        bound = self.binder.bound
+        if bound is None or bound.uds:
+            return bound.url if bound else None
+        return f"{bound.url}/v1"
+
+    @property
     def in_flight(self) -> int:
         """Requests accepted and not yet answered in full."""
         return self.gate.in_flight

@@ -32,6 +32,7 @@ from ichat_lifecycle.config import TOKEN_VARIABLE, Settings
 from ichat_lifecycle.errors import ExitCode, exit_code_of, report
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
+from ichat_lifecycle.milestones import Milestones
 from ichat_lifecycle.start_history import StartHistory, key_of
 from ichat_lifecycle.states import State
 
@@ -143,10 +144,23 @@ def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stre
     StopSignals(backend.ask_to_stop, supervised=is_supervised(os.environ)).install()
     _keep_start_times(backend.lifecycle, key_of(backend.model_path, backend_argv))
     backend.lifecycle.recorder.head_start_s = process_age_s()
+    milestones = Milestones(backend.lifecycle.journal, lambda: _where(backend))
+    backend.lifecycle.listeners.append(milestones.changed)
+    failed: BaseException | None = None
     try:
         asyncio.run(backend.run())
+    except BaseException as error:
+        failed = error
+        raise
     finally:
         last_resort.disarm()
+        milestones.end(failed)
+
+
+def _where(backend: VLLMBackend) -> dict[str, str | None]:
+    url = backend.control_url
+    page = f"{url}/" if url else None
+    return {"model": backend.model, "api": backend.api_url, "page": page}
 
 
 def _compare_with_grace(settings: Settings, grace_s: float) -> None:

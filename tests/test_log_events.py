@@ -52,6 +52,8 @@ FROM_RECORDS = {
     "recovery": ({"info"}, names_of(RecoveryRecord)),
     "verdict": ({"debug", "info", "warning"}, {"kind"} | names_of(Signs)),
     "life_failed": ({"error"}, names_of(Reason)),
+    # What worker._where gives comes on top of the names in the call.
+    "ready": ({"info"}, {"model", "api", "page"}),
     "worker_warning": ({"warning"}, names_of(Notice)),
     "worker": ({"info", "error"}, as_documents(fleet.StageRecord)),
     "reload": ({"info"}, as_documents(fleet.ReloadRecord)),
