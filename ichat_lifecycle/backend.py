@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from ichat_lifecycle.adapters.advertise import Advertised
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.clock import SystemClock
@@ -60,6 +62,10 @@ from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
 from ichat_lifecycle.ports import Address, Companion, Ports
 from ichat_lifecycle.preflight import scan
 from ichat_lifecycle.redact import Secrets, redact
+from ichat_lifecycle.shutdown_timeout import FLAG, overruled, with_shutdown_timeout
+from ichat_lifecycle.vllm_flags import WITHOUT_EFFECT
+
+log = structlog.get_logger("ichat_lifecycle")
 
 # What the last trace may take of the time that a stop has; see last_resort.MARGIN_S.
 TRACES_TIMEOUT_S = 0.5
@@ -144,6 +150,9 @@ class VLLMBackend(LifecycleBackend):
                 self.options, control_token=header_value(CONTROL_TOKEN_FLAG, token)
             )
         self._scan = scan(framework_args, backend_argv)
+        given = self._scan.shutdown_timeout
+        settings = with_shutdown_timeout(self.options.settings, given)
+        self.options = replace(self.options, settings=settings)
         if self.options.fd is not None:
             at = check_handed(self.options.fd)
             self._scan = replace(self._scan, host=at.host, port=at.port, uds=at.uds)
@@ -471,12 +480,22 @@ class VLLMBackend(LifecycleBackend):
             asyncio.CancelledError: it was cancelled; the stop is complete by then.
         """
         self._loop = asyncio.get_running_loop()
+        self._warn_of_what_has_no_effect()
         try:
             with self._loop_watch.watching(), self._notifier.beating():
                 await super().run()
         finally:
             await self._traces.flush(self.lifecycle.snapshot, TRACES_TIMEOUT_S)
             self._loop = None
+
+    def _warn_of_what_has_no_effect(self) -> None:
+        given, settings = self._scan.shutdown_timeout, self.options.settings
+        if overruled(settings, given):
+            reason = f"stop.drain is set too, to {settings.stop.drain:g} s, and wins"
+            log.warning("without_effect", name=f"{FLAG} {given}", reason=reason)
+        for name, reason in WITHOUT_EFFECT.items():
+            if os.environ.get(name, "").strip() not in ("", "0"):
+                log.warning("without_effect", name=name, reason=reason)
 
 
 def _refuse_in_engine_process() -> None:

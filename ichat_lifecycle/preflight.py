@@ -39,6 +39,7 @@ _FLAGS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "tokenizer": (("--tokenizer", "--tokenizer-path"), ""),
     "served_model_name": (("--served-model-name",), "served_model_name"),
     "hf_config_path": (("--hf-config-path",), ""),
+    "shutdown_timeout": (("--shutdown-timeout",), ""),
 }
 
 
@@ -57,6 +58,7 @@ class Scan:
     tokenizer: str | None = None
     served_model_name: str | None = None
     hf_config_path: str | None = None
+    shutdown_timeout: str | None = None
     model_flag: str = "--model"
     tokenizer_flag: str = "--tokenizer"
 

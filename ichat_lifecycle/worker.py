@@ -65,6 +65,7 @@ def serve(
         backend = VLLMBackend(
             framework, backend_argv, options=_options(framework, settings, known_flags)
         )
+        settings = backend.options.settings  # with what vLLM's flags say of them
         with _logging(framework, backend, stream):
             environment.log_all(notes)
             _compare_with_grace(settings, framework.grace_period)

@@ -638,7 +638,7 @@ def test_the_examples_fit_the_schema(name: str) -> None:
     [
         text
         for text in BAD
-        if "it is" in BAD[text][0] and ".inf" not in text and "value error" not in BAD[text][0]
+        if "it is" in BAD[text][0] and ".inf" not in text and "every interface" not in BAD[text][0]
     ],
 )
 def test_the_schema_knows_what_is_wrong_with_a_value(text: str) -> None:

@@ -6,6 +6,7 @@ Besides iChat's sections there are `defaults`, which every worker has unless it 
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ichat_lifecycle.config import Settings
+from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.file_kinds import Kind, kind_of
 from ichat_lifecycle.fleet.document import Document, Location, Place, Problem, read
 from ichat_lifecycle.fleet.models import (
@@ -24,7 +26,9 @@ from ichat_lifecycle.fleet.models import (
     ServerSettings,
     WorkerConfig,
 )
+from ichat_lifecycle.preflight import scan
 from ichat_lifecycle.redact import is_secret
+from ichat_lifecycle.shutdown_timeout import overruled, with_shutdown_timeout
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,6 +38,8 @@ SECTIONS = (SERVER, WORKERS, DEFAULTS, LIFECYCLE, FLEET)
 
 # What each worker has to have of its own.
 _NO_DEFAULT = ("name", "model_name", "port", "control_port", "advertise_port", "worker_id")
+# vLLM's keys that settings depend on; the later ones win.
+_SEEN_EARLY = ("config", "shutdown-timeout", "shutdown_timeout")
 _TYPO = 0.7  # so alike are a key of iChat's Gateway that we know and one that was meant to be it
 
 
@@ -176,7 +182,27 @@ class _Reader:
         settings = self._settings(data, origins, name)
         if config is None or settings is None:
             return None
+        settings = self._with_shutdown_timeout(config, settings, origins)
         return Planned(config, settings, location, keys)
+
+    def _with_shutdown_timeout(
+        self, config: WorkerConfig, settings: Settings, origins: _Origins
+    ) -> Settings:
+        """The drain that vLLM's own key asks for, or the file that is vLLM's `--config`."""
+        words = [f"--{key}={config.vllm[key]}" for key in _SEEN_EARLY if key in config.vllm]
+        given = scan(argparse.Namespace(), words).shutdown_timeout
+        key = next((key for key in reversed(_SEEN_EARLY) if key in config.vllm), "")
+        try:
+            found = with_shutdown_timeout(settings, given)
+        except ArgumentsError as error:
+            self._tell(origins.of((key,)), f"{config.shown_name}: {error.message}")
+            return settings
+        if overruled(found, given):
+            wins = f"lifecycle: stop.drain is {found.stop.drain:g} and wins"
+            message = f"{config.shown_name}: {key} {given} has no effect"
+            place = self._document.place(origins.of((key,)))
+            self._document.problems.append(Problem(place, message, wins, doubt=True))
+        return found
 
     def _common_settings(self) -> dict[str, Any]:
         """Everybody's; nothing where something is wrong with them, which is told once."""

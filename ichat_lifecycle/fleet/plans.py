@@ -222,11 +222,10 @@ def _killed_after_s(worker: Planned) -> float:
 
 
 def _changed(settings: Settings) -> Iterator[tuple[str, Any]]:
-    defaults = Settings().model_dump()
-    for section, values in settings.model_dump().items():
+    """What was set, the defaults among it too: set is more than the same by default."""
+    for section, values in settings.model_dump(exclude_unset=True).items():
         for key, value in values.items():
-            if value != defaults[section][key]:
-                yield f"{section}.{key}", value
+            yield f"{section}.{key}", value
 
 
 def _as_yaml(value: Any) -> str:

@@ -1,0 +1,44 @@
+"""vLLM's `--shutdown-timeout`, for us the drain: how long running requests may finish in a stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ichat_lifecycle.config import Settings
+from ichat_lifecycle.errors import ArgumentsError
+
+FLAG = "--shutdown-timeout"
+
+
+def with_shutdown_timeout(settings: Settings, given: Any) -> Settings:
+    """The settings with `stop.drain` from the flag, unless that was set itself.
+
+    Args:
+        given: the flag's value, as text or a number; None where it is not given.
+
+    Raises:
+        ArgumentsError: it is negative.
+    """
+    seconds = _seconds(given)
+    if seconds is None or "drain" in settings.stop.model_fields_set:
+        return settings
+    data = settings.model_dump(exclude_unset=True)
+    data["stop"] = {**data.get("stop", {}), "drain": seconds}
+    return Settings.model_validate(data)
+
+
+def overruled(settings: Settings, given: Any) -> bool:
+    """Whether the flag is given, and `stop.drain` is set to something else, which wins."""
+    seconds = _seconds(given)
+    return seconds is not None and seconds != settings.stop.drain
+
+
+def _seconds(given: Any) -> int | None:
+    """None for what is not an integer, which vLLM's own parser complains about."""
+    try:
+        seconds = int(str(given))
+    except ValueError:
+        return None
+    if seconds < 0:
+        raise ArgumentsError(f"{FLAG} {seconds}: expected seconds, 0 or more")
+    return seconds
