@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import secrets
@@ -469,6 +470,15 @@ class VLLMBackend(LifecycleBackend):
         if self._arguments.parsed is None:
             raise ArgumentsError("the arguments are not parsed yet; run() does it")
         return self._arguments.parsed.vllm
+
+    def renew_certificate(self) -> None:
+        """Serve new connections with what is in the files of `--ssl-certfile` and
+        `--ssl-keyfile` now; from any thread, also in a signal's handler. Without TLS nothing
+        happens. Files that cannot be used are logged, and the certificate before stays."""
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(self.server.renew_certificate)
 
     async def run(self) -> None:
         """Drives bind, start_engine, serve, become_ready; supervises; releases everything.

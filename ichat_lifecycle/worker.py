@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -143,6 +144,8 @@ def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stre
     backend.lifecycle.stop_hooks.append(last_resort.arm)
     backend.lifecycle.listeners.append(lambda now: _arm_when_stopping(now, last_resort))
     StopSignals(backend.ask_to_stop, supervised=is_supervised(os.environ)).install()
+    if not stream.isatty():  # in a terminal it says that this is closed
+        signal.signal(signal.SIGHUP, lambda number, frame: backend.renew_certificate())
     _keep_start_times(backend.lifecycle, key_of(backend.model_path, backend_argv))
     backend.lifecycle.recorder.head_start_s = process_age_s()
     milestones = Milestones(backend.lifecycle.journal, lambda: _where(backend))

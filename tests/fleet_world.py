@@ -52,6 +52,7 @@ class FakeProcess:
         self.plan = plan
         self.course = course
         self.signals: list[str] = []
+        self.renewals = 0
         self.last_words = ""
         self._tell = tell
         self._began_s = clock()
@@ -109,6 +110,9 @@ class FakeProcess:
         self.signals.append("INT")
         self.end(self.course.stop_code)
 
+    def renew_certificate(self) -> None:
+        self.renewals += 1
+
     def kill(self) -> None:
         self.signals.append("KILL")
         self.end(-signal.SIGKILL)
@@ -123,6 +127,7 @@ class FakeSocket:
     most_owners: int = 0
     closed: bool = False
     certificate: tuple[str, str | None] | None = None
+    digest: str = ""
 
     def served_by(self, who: Any) -> None:
         assert not self.closed
@@ -135,8 +140,8 @@ class FakeSocket:
         if who in self.owners:
             self.owners.remove(who)
 
-    def certify(self, certificate: tuple[str, str | None] | None) -> None:
-        self.certificate = certificate
+    def certify(self, certificate: tuple[str, str | None] | None, digest: str = "") -> None:
+        self.certificate, self.digest = certificate, digest
 
     async def close(self) -> None:
         self.close_now()

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.notify_socket import NotifySocket
@@ -257,6 +258,7 @@ def test_a_held_unix_socket_goes_with_its_file(tmp_path: Path) -> None:
 
 # Of 127.0.0.1, signed by itself, with its key: for tests only, valid for a hundred years.
 CERTIFICATE = str(Path(__file__).with_name("certificate.pem"))
+NEXT_CERTIFICATE = str(Path(__file__).with_name("next_certificate.pem"))
 
 
 def test_a_held_socket_speaks_the_tls_that_its_worker_speaks() -> None:
@@ -277,6 +279,84 @@ def test_a_held_socket_speaks_the_tls_that_its_worker_speaks() -> None:
             assert (await client.get(f"http://{LOOPBACK}:{port}")).status_code == 503
             held.certify((CERTIFICATE, None))
             assert (await client.get(f"https://{LOOPBACK}:{port}")).status_code == 503
+        await held.close()
+
+    run(scenario())
+
+
+def test_a_held_socket_serves_what_is_in_the_files_now(tmp_path: Path) -> None:
+    """Under the same path. What is refused, or taken back, leaves the certificate before."""
+    pem = tmp_path / "a.pem"
+    texts = [Path(CERTIFICATE).read_text(), Path(NEXT_CERTIFICATE).read_text()]
+
+    async def served(port: int) -> str:
+        where = (LOOPBACK, port)
+        return await asyncio.to_thread(ssl.get_server_certificate, where, timeout=DEADLINE_S)
+
+    async def scenario() -> None:
+        with socket.create_server((LOOPBACK, 0)) as probe:
+            port = probe.getsockname()[1]
+        held = HeldSocket(Address(LOOPBACK, port), lambda: Absence("", "", 1))
+        both = (str(pem), str(pem))
+        pem.write_text(texts[0])
+        held.certify(both, "first")
+        assert await served(port) in texts[0]
+        pem.write_text(texts[1])
+        held.certify(both, "first")
+        assert await served(port) in texts[0], "nothing is new, by its digest"
+        held.certify(both, "second")
+        assert await served(port) in texts[1]
+        pem.write_text("nonsense")
+        with pytest.raises(ArgumentsError):
+            held.certify(both, "third")
+        assert await served(port) in texts[1]
+        held.certify(both, "first")  # another worker of the same reload was refused
+        assert await served(port) in texts[0]
+        await held.close()
+
+    run(scenario())
+
+
+def test_a_held_socket_answers_a_page_as_its_worker_would() -> None:
+    headers = AnswerHeaders(allowed_origins=("https://a",), request_ids=True)
+
+    async def scenario() -> None:
+        with socket.create_server((LOOPBACK, 0)) as probe:
+            port = probe.getsockname()[1]
+        held = HeldSocket(Address(LOOPBACK, port), lambda: Absence("", "", 1, headers))
+        async with httpx.AsyncClient(timeout=DEADLINE_S) as client:
+            origin = {"Origin": "https://a", "Access-Control-Request-Method": "POST"}
+            url = f"http://{LOOPBACK}:{port}/v1/completions"
+            assert (await client.options(url, headers=origin)).status_code == 200
+            answer = await client.post(url, headers=origin)
+        assert answer.status_code == 503
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://a"
+        assert len(answer.headers["X-Request-Id"]) == 32
+        await held.close()
+
+    run(scenario())
+
+
+def test_an_upload_outlasts_the_change_to_a_worker() -> None:
+    """Its 503 is under way, and a worker takes the socket over meanwhile."""
+
+    async def scenario() -> None:
+        with socket.create_server((LOOPBACK, 0)) as probe:
+            port = probe.getsockname()[1]
+        held = HeldSocket(Address(LOOPBACK, port), lambda: Absence("", "", 1))
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\na")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
+        held.served_by(me := object())
+        await asyncio.sleep(0.2)
+        held.left_by(me)  # at once again: it does not wait for the upload
+        async with httpx.AsyncClient(timeout=DEADLINE_S) as client:
+            assert (await client.get(f"http://{LOOPBACK}:{port}")).status_code == 503
+        for _ in range(99):
+            writer.write(b"a")
+            await writer.drain()
+        assert await reader.read(), "no reset"
+        writer.close()
         await held.close()
 
     run(scenario())
@@ -367,9 +447,11 @@ def answering(text: str) -> list[str]:
 
 def test_what_the_parser_says_comes_back() -> None:
     wrong = {"key": "seed", "message": "no", "hint": None}
-    text = json.dumps({"workers": [{"words": ["--seed", "1"], "wrong": [wrong]}]})
-    (answer,) = ask_vllm([question()], answering(text))
+    headers = {"allowed_origins": ["https://a"], "enable_request_id_headers": True}
+    found = {"words": ["--seed", "1"], "wrong": [wrong], "headers": headers}
+    (answer,) = ask_vllm([question()], answering(json.dumps({"workers": [found]})))
     assert answer.words == ("--seed", "1")
+    assert answer.headers == AnswerHeaders(allowed_origins=("https://a",), request_ids=True)
     assert (answer.wrong[0].key, answer.wrong[0].message) == ("seed", "no")
 
 

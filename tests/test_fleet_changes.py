@@ -9,7 +9,7 @@ from fleet_world import Course, World, plan, serving, until
 
 from ichat_lifecycle.errors import AddressError, LifecycleError
 from ichat_lifecycle.fleet.journal import FleetKind
-from ichat_lifecycle.fleet.ports import Listener
+from ichat_lifecycle.fleet.ports import Listener, Plan
 from ichat_lifecycle.fleet.states import RESTING, Stage
 
 
@@ -27,6 +27,32 @@ def test_a_change_touches_only_what_differs() -> None:
     assert world.stages("same") == ["starting", "serving", "stopping", "stopped"]
     assert world.stages("old") == ["starting", "serving", "stopping", "stopped"]
     assert [s.address for s in world.sockets].count("other:1") == 1, "it is kept"
+
+
+def test_a_new_certificate_is_renewed_in_place() -> None:
+    """No engine is loaded again for it. One that has told nothing yet has not read the old one."""
+
+    def with_certificate(name: str, digest: str) -> Plan:
+        return plan(name, certificate=("a.pem", None), certificate_digest=digest)
+
+    async def scenario(world: World) -> None:
+        await until(serving(world, "a", "b"))
+        done = world.fleet.change([with_certificate("a", "2"), with_certificate("b", "1")])
+        assert (done.renewed, done.replaced, done.started) == (("a",), (), ())
+        assert done.as_dict()["renewed"] == ["a"]
+        assert [process.renewals for process in world.processes] == [1, 0]
+        assert [socket.digest for socket in world.sockets] == ["2", "1"]
+        again = world.fleet.change([with_certificate("a", "2"), with_certificate("b", "1")])
+        assert again.renewed == ()
+        world.fleet.restart("a")
+        await until(lambda: len(world.processes) == 3)
+        world.fleet.change([with_certificate("a", "3"), with_certificate("b", "1")])
+        assert world.processes[2].renewals == 0
+
+    silent = Course(silent_s=0)
+    World(a=[Course(), silent]).live(
+        with_certificate("a", "1"), with_certificate("b", "1"), scenario=scenario
+    )
 
 
 def test_what_is_changed_is_replaced_one_at_a_time() -> None:

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.cli import build_parser
 from ichat_lifecycle.errors import InputMissingError
 from ichat_lifecycle.fleet.engine_argv import WrongKey
@@ -494,6 +495,36 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         "6:36: d: port: 1 is taken by c: port (see line 5)",
         "6:45: d: xyz: unknown key (did you mean y?)",
     ]
+
+
+def test_what_is_in_a_certificates_files_is_part_of_a_plan_and_no_reason_to_replace() -> None:
+    files = ["cert.pem", "key.pem", "ca.pem"]
+    for name in files:
+        Path(name).write_text(name)
+    keys = ", ssl_certfile: cert.pem, ssl_keyfile: key.pem, ssl_ca_certs: ca.pem"
+    first = planned(keys)
+    Path("cert.pem").touch()
+    assert planned(keys).certificate_digest == first.certificate_digest != ""
+    for name in files:
+        Path(name).write_text("another one")
+        next_one = planned(keys)
+        assert next_one.certificate_digest != first.certificate_digest
+        assert next_one == first
+        first = next_one
+    Path("key.pem").unlink()
+    assert planned("").certificate_digest == ""
+
+
+def test_the_headers_that_vllm_adds_are_part_of_a_plan() -> None:
+    headers = AnswerHeaders(allowed_origins=("https://a",))
+
+    def answer(questions: Sequence[Question]) -> list[Answer]:
+        return [Answer((), (), headers)]
+
+    Path("configs.yaml").write_text(
+        "managed_workers:\n  - {model_name: a, model_path: ./m, port: 8001}\n"
+    )
+    assert read_plans(Path("configs.yaml"), {}, answer).plans[0].answer_headers == headers
 
 
 def test_no_value_of_a_secret_is_told() -> None:

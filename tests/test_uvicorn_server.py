@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -317,6 +318,77 @@ def test_a_bad_certificate_is_an_error_of_the_arguments(tmp_path: Path, there: b
         assert bench.faults == []
 
     asyncio.run(main())
+
+
+CERTIFICATES = [
+    Path(__file__).with_name(f"{name}.pem") for name in ("certificate", "next_certificate")
+]
+
+
+def served_certificate(port: int) -> str:
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=DEADLINE_S)
+
+
+def test_a_new_certificate_under_the_same_path_is_served_once_it_is_renewed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections go on with the one before; one that cannot be used changes nothing."""
+    pem = tmp_path / "a.pem"
+    pem.write_bytes(CERTIFICATES[0].read_bytes())
+    texts = [path.read_text() for path in CERTIFICATES]
+
+    async def scenario(bench: Bench) -> None:
+        open_before = ssl.create_default_context(cafile=str(CERTIFICATES[0]))
+        reader, writer = await asyncio.open_connection("127.0.0.1", bench.port, ssl=open_before)
+        assert await asyncio.to_thread(served_certificate, bench.port) in texts[0]
+        pem.write_bytes(CERTIFICATES[1].read_bytes())
+        assert await asyncio.to_thread(served_certificate, bench.port) in texts[0]
+        bench.server.renew_certificate()
+        assert await asyncio.to_thread(served_certificate, bench.port) in texts[1]
+        assert (await exchange(reader, writer))[0] == 503
+        writer.close()
+        with contextlib.suppress(ssl.SSLError):
+            await writer.wait_closed()
+        pem.write_text("nonsense")
+        bench.server.renew_certificate()
+        assert await asyncio.to_thread(served_certificate, bench.port) in texts[1]
+
+    run(scenario, ssl_certfile=str(pem), ssl_keyfile=str(pem))
+
+
+def test_without_tls_there_is_nothing_to_renew() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.server.renew_certificate()
+        assert (await bench.ask()).status_code == 503
+
+    run(scenario)
+
+
+def test_the_refresher_follows_a_renewed_certificate() -> None:
+    """It changes the context that it was given: that has to be the one that is served with."""
+    watched: list[tuple[str, Any]] = []
+
+    class Refresher:
+        def __init__(self, config: uvicorn.Config) -> None:
+            self._context = config.ssl
+            watched.append(("started", self._context))
+
+        def stop(self) -> None:
+            watched.append(("stopped", self._context))
+
+    async def main() -> None:
+        pem = str(CERTIFICATES[0])
+        options = {"log_config": None, "ssl_certfile": pem, "ssl_keyfile": pem}
+        bench = Bench()
+        server = UvicornServer(bench.gate, lambda: options, bench.engine, Refresher)
+        await server.open(bench.sock, bench.faults.append)
+        server.renew_certificate()
+        await server.close()
+
+    asyncio.run(main())
+    (_, first), *rest = watched
+    assert [what for what, _ in rest] == ["stopped", "started", "stopped"]
+    assert rest[0][1] is first and rest[1][1] is rest[2][1] is not first
 
 
 def test_a_socket_that_cannot_be_served() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 from ichat_lifecycle.adapters.refusal import App, Message, Receive, Scope, Send
 
 REQUEST_ID = b"x-request-id"
+LISTS = ("allowed_origins", "allowed_methods", "allowed_headers")
+SWITCHES = ("allow_credentials", "enable_request_id_headers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class AnswerHeaders:
         """Return those that vLLM's parsed arguments ask for; of an unknown flag the default."""
         lists = {
             name: tuple(map(str, arguments[name]))
-            for name in ("allowed_origins", "allowed_methods", "allowed_headers")
+            for name in LISTS
             if arguments.get(name) is not None
         }
         return cls(

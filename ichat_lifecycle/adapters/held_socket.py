@@ -31,6 +31,7 @@ from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.ports import Address
 
 Certificate = tuple[str, str | None]
+Speech = tuple[Certificate | None, str]
 
 LIMITS = Limits(connections_of_held, head_s=10.0)
 NO_HEADERS = AnswerHeaders()
@@ -64,8 +65,9 @@ class HeldSocket:
         self._binder = SocketBinder(lambda: address)
         self._sock = self._binder.bind_now(address, address.host)
         self._absence = absence
-        self._certificate: Certificate | None = None
+        self._speaks: Speech = (None, "")
         self._config = self._made_config(None)
+        self._before: tuple[Speech, uvicorn.Config] = self._speaks, self._config
         self._owners: list[object] = []
         self._server: PromptServer | None = None
         self._ending: dict[asyncio.Task[None], PromptServer] = {}
@@ -78,12 +80,19 @@ class HeldSocket:
     def fd(self) -> int:
         return self._sock.fileno()
 
-    def certify(self, certificate: Certificate | None) -> None:
-        """Speaks TLS with this certificate and key, or none. Raises ArgumentsError."""
-        if certificate == self._certificate:
+    def certify(self, certificate: Certificate | None, digest: str = "") -> None:
+        """Speak TLS with this certificate and key, or none; see fleet.ports.Socket.
+
+        A change is taken back without reading the files, which may be other ones already.
+        """
+        wanted = certificate, digest
+        if wanted == self._speaks:
             return
-        self._config = self._made_config(certificate)
-        self._certificate = certificate
+        speaks, config = self._before
+        if wanted != speaks:
+            config = self._made_config(certificate)
+        self._before = self._speaks, self._config
+        self._speaks, self._config = wanted, config
         if self._server is not None:
             self._server.config = self._config  # for connections from now on
 

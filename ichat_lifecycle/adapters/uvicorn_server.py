@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import structlog
 import uvicorn
+from uvicorn.config import create_ssl_context
 from uvicorn.lifespan.on import LifespanOn
 
 from ichat_lifecycle.adapters.connections import Limits, connections_of_main
@@ -25,6 +28,8 @@ from ichat_lifecycle.ports import Fault, FaultReport
 
 # vLLM's names; of the two Uvicorn has only the first one, and heeds it with h11 alone.
 _HEAD_BYTES, _HEAD_COUNT = "h11_max_incomplete_event_size", "h11_max_header_count"
+
+log = structlog.get_logger("ichat_lifecycle")
 
 
 class AppBuilder(Protocol):
@@ -96,6 +101,24 @@ class UvicornServer:
         """Leaves a socket that has been accepted on to others."""
         if self._server is not None:
             self._server.let_go(sock)
+
+    def renew_certificate(self) -> None:
+        """Serve new connections with what is in the files of the certificate now.
+
+        Where they cannot be used, the certificate before stays, and an error is logged.
+        """
+        config = self._server.config if self._server is not None else None
+        if config is None or config.ssl is None:
+            return
+        try:
+            config.ssl = _context(config)
+        except OSError as error:  # ssl.SSLError is one too
+            log.error("certificate_not_renewed", file=config.ssl_certfile, error=str(error))
+            return
+        log.info("certificate_renewed", file=config.ssl_certfile)
+        if self._refresher is not None:  # it has the context before
+            self._refresher.stop()
+            self._refresher = self._make_refresher(config)
 
     def hang_up(self) -> None:
         """Has clients come back by the socket: closes idle connections, others once answered."""
@@ -179,3 +202,17 @@ class UvicornServer:
             await asyncio.wait({task})
         finally:
             server.force_exit = True
+
+
+def _context(config: uvicorn.Config) -> ssl.SSLContext:
+    """A new one of what the config was loaded with. Raises OSError."""
+    assert config.ssl_certfile is not None
+    return create_ssl_context(
+        certfile=config.ssl_certfile,
+        keyfile=config.ssl_keyfile,
+        password=config.ssl_keyfile_password,
+        ssl_version=config.ssl_version,
+        cert_reqs=config.ssl_cert_reqs,
+        ca_certs=config.ssl_ca_certs,
+        ciphers=config.ssl_ciphers,
+    )

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from ichat_lifecycle.adapters.answer_headers import LISTS, SWITCHES
 from ichat_lifecycle.adapters.parent import follow
 from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
@@ -45,12 +46,22 @@ def _answer(layout: Layout, worker: Mapping[str, Any]) -> Mapping[str, Any]:
     parser = layout.make_arg_parser(layout.argument_parser())
     words, wrong = engine_argv(worker["keys"], parser, worker["ours"])
     found = [{"key": one.key, "message": one.message, "hint": one.hint} for one in wrong]
+    headers: dict[str, Any] = {}
     if not found:
+        arguments = VllmArguments(argparse.Namespace(), [*worker["argv"], *words])
         try:
-            VllmArguments(argparse.Namespace(), [*worker["argv"], *words]).validate_now()
+            arguments.validate_now()
+            headers = _headers(arguments)
         except LifecycleError as error:
             found = [{"key": None, "message": error.message, "hint": error.hint}]
-    return {"words": words, "wrong": found}
+    return {"words": words, "wrong": found, "headers": headers}
+
+
+def _headers(arguments: VllmArguments) -> dict[str, Any]:
+    """The flags that add headers to answers; see answer_headers."""
+    assert arguments.parsed is not None
+    given = vars(arguments.parsed.vllm)
+    return {name: given[name] for name in (*LISTS, *SWITCHES) if name in given}
 
 
 if __name__ == "__main__":

@@ -97,6 +97,9 @@ class WorkerProcess:
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
 
+    def renew_certificate(self) -> None:
+        self._signal(signal.SIGHUP)
+
     def _signal(self, number: signal.Signals) -> None:
         if self._end.done():  # whoever asks has not heard of it yet
             return

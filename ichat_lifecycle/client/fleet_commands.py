@@ -32,7 +32,7 @@ def _in_order(command: Command) -> Command:
 @_in_order
 def reload(args: argparse.Namespace) -> int:
     done = _post(args, "/fleet/reload")
-    said = {what: ", ".join(done[what]) for what in ("started", "replaced", "removed")}
+    said = {what: ", ".join(done[what]) for what in ("started", "replaced", "removed", "renewed")}
     told = "; ".join(f"{what} {names}" for what, names in said.items() if names)
     print(told or "nothing has changed")
     return 0

@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.engine_argv import WrongKey
 
@@ -33,10 +34,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The words for its keys, and what is wrong. A `key` of None: with all of them together."""
+    """The words for its keys, and what is wrong. A `key` of None: with all of them together.
+
+    `headers` are those that its middleware will add to answers.
+    """
 
     words: tuple[str, ...]
     wrong: tuple[WrongKey, ...]
+    headers: AnswerHeaders = field(default_factory=AnswerHeaders)
 
 
 class NoEngineError(LifecycleError):
@@ -77,6 +82,10 @@ def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) ->
     if "error" in found:
         raise NoEngineError(found["error"], code="no_engine")
     return [
-        Answer(tuple(one["words"]), tuple(WrongKey(**wrong) for wrong in one["wrong"]))
+        Answer(
+            tuple(one["words"]),
+            tuple(WrongKey(**wrong) for wrong in one["wrong"]),
+            AnswerHeaders.of(one["headers"]),
+        )
         for one in found["workers"]
     ]

@@ -183,13 +183,13 @@ class Fleet:
         try:
             for plan in plans:
                 self._check_held(plan)
-                self._socket(plan).certify(plan.certificate)
+                self._socket(plan).certify(plan.certificate, plan.certificate_digest)
         except LifecycleError:
             for address in set(self._sockets) - before:
                 self._sockets.pop(address).close_now()
             for plan in [member.plan for member in self._members.values()]:
                 if plan.address in self._sockets:
-                    self._sockets[plan.address].certify(plan.certificate)
+                    self._sockets[plan.address].certify(plan.certificate, plan.certificate_digest)
             raise
         self._wanted = frozenset(plan.address for plan in plans)
 
@@ -231,6 +231,8 @@ class Fleet:
         record = change.record(self._around.clock.now())
         self._around.journal.add(FleetKind.RELOAD, record)
         log.info("reload", **{k: v for k, v in record.told().items() if v})
+        for plan in change.renewed:
+            self._members[plan.name].renew_certificate(plan)
         before = self._changes
         if before is not None:
             before.cancel()
@@ -325,6 +327,7 @@ class _Change:
     new: tuple[Plan, ...]
     changed: tuple[Plan, ...]
     removed: tuple[str, ...]
+    renewed: tuple[Plan, ...]
     order: tuple[str, ...]
 
     @classmethod
@@ -334,12 +337,14 @@ class _Change:
             tuple(plan for plan in plans if plan.name not in members),
             tuple(p for p in plans if p.name in members and not _goes_on(members[p.name], p)),
             tuple(name for name in members if name not in names),
+            tuple(p for p in plans if p.name in members and _is_renewed(members[p.name], p)),
             names,
         )
 
     def record(self, at: datetime) -> ReloadRecord:
-        new, changed = (tuple(p.name for p in plans) for plans in (self.new, self.changed))
-        return ReloadRecord(at, new, changed, self.removed)
+        groups = (self.new, self.changed, self.renewed)
+        new, changed, renewed = (tuple(p.name for p in plans) for plans in groups)
+        return ReloadRecord(at, new, changed, self.removed, renewed)
 
 
 def _collide(member: Member, plan: Plan) -> bool:
@@ -352,6 +357,12 @@ def _collide(member: Member, plan: Plan) -> bool:
 def _goes_on(member: Member, plan: Plan) -> bool:
     """Whether it already is what it should be, and stays."""
     return member.plan == plan and not member.leaving
+
+
+def _is_renewed(member: Member, plan: Plan) -> bool:
+    """Whether it goes on, with something else in the files of its certificate."""
+    changed = member.plan.certificate_digest != plan.certificate_digest
+    return changed and _goes_on(member, plan)
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:

@@ -82,6 +82,7 @@ class ReloadRecord(Record):
     started: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    renewed: tuple[str, ...] = ()  # whose certificate is another one
     error: str | None = None
 
     def told(self) -> dict[str, Any]:
@@ -89,5 +90,6 @@ class ReloadRecord(Record):
             "started": list(self.started),
             "replaced": list(self.replaced),
             "removed": list(self.removed),
+            "renewed": list(self.renewed),
             "error": self.error,
         }

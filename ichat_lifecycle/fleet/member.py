@@ -159,6 +159,13 @@ class Member:
         self._accept_from = "bound"
         self._after.append(other)
 
+    def renew_certificate(self, plan: Plan) -> None:
+        """The same plan, with something else in the files of its certificate."""
+        self.plan = plan
+        # One that has told nothing yet has not read them, and a signal would end it.
+        if self.process is not None and self.told:
+            self.process.renew_certificate()
+
     def _wake(self) -> None:
         self._woken.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import socket
@@ -36,6 +37,7 @@ _LEVELS = {
     "fatal": "error",
 }
 _API_KEY, API_KEY_VARIABLE = "api_key", "VLLM_API_KEY"
+CERTIFICATE_LIMIT = 4 * 2**20  # bytes of a file that are looked at
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
 
 
@@ -168,7 +170,21 @@ def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
         replace=config.replace,
         gpu_ids=tuple(config.gpu_ids) if config.gpu_ids is not None else None,
         certificate=(certificate, key) if certificate else None,
+        certificate_digest=_digest(certificate, key, config.vllm.get("ssl_ca_certs")),
+        answer_headers=answer.headers,
     )
+
+
+def _digest(*paths: str | None) -> str:
+    """Of what is in these files; "" where there is none, or none that can be read."""
+    found = hashlib.sha256()
+    for path in filter(None, paths):
+        try:
+            with Path(path).open("rb") as file:
+                found.update(hashlib.sha256(file.read(CERTIFICATE_LIMIT)).digest())
+        except OSError:
+            return ""
+    return found.hexdigest() if any(paths) else ""
 
 
 def _engine_argv(config: WorkerConfig) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.gpus import GpuId
 
 # A worker has a bound on its stop, and a last resort behind that: after both it is killed.
@@ -46,6 +47,9 @@ class Plan:
         stop_bound_s: after which a stop is a failure of the worker's own deadlines.
         control: where its control plane listens.
         certificate: of its TLS, and the key (None: it is in the same file); None without TLS.
+        certificate_digest: of what is in the files of its TLS; "" without TLS. A change of it alone
+            is no reason to replace the worker.
+        answer_headers: what vLLM's own middleware adds to the worker's answers.
         replace: "before" where its successor becomes READY before it is stopped.
     """
 
@@ -59,6 +63,8 @@ class Plan:
     uds: str | None = None
     control: Listener = Listener()
     certificate: tuple[str, str | None] | None = None
+    certificate_digest: str = field(default="", compare=False)
+    answer_headers: AnswerHeaders = field(default_factory=AnswerHeaders)
     replace: str = "after"
     gpu_ids: tuple[GpuId, ...] | None = None
 
@@ -102,6 +108,10 @@ class Process(Protocol):
 
     def kill(self) -> None: ...
 
+    def renew_certificate(self) -> None:
+        """SIGHUP: read the files of its TLS again, for new connections."""
+        ...
+
     @property
     def last_words(self) -> str:
         """The error that it ended with, as it has told it; "" where it has told none."""
@@ -141,8 +151,15 @@ class Socket(Protocol):
         """Not any more. Saying so again is safe."""
         ...
 
-    def certify(self, certificate: tuple[str, str | None] | None) -> None:
-        """The certificate and its key of the worker's TLS from now on. Raises ArgumentsError."""
+    def certify(self, certificate: tuple[str, str | None] | None, digest: str = "") -> None:
+        """Speak TLS with the worker's certificate and its key from now on, or none.
+
+        Args:
+            digest: of what is in the files; another one has them read again.
+
+        Raises:
+            ArgumentsError: they cannot be used. Nothing was changed.
+        """
         ...
 
     async def close(self) -> None: ...
