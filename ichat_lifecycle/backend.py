@@ -455,6 +455,12 @@ class VLLMBackend(LifecycleBackend):
         return f"{bound.url}/v1"
 
     @property
+    def download(self) -> Mapping[str, Any] | None:
+        """The download of the model from a hub, while one is under way."""
+        found = self.engine.download
+        return found.as_dict() if found else None
+
+    @property
     def in_flight(self) -> int:
         """Requests accepted and not yet answered in full."""
         return self.gate.in_flight

@@ -160,6 +160,10 @@ class Worker:
         return self.gate.in_flight
 
     @property
+    def download(self) -> None:
+        return None
+
+    @property
     def control_url(self) -> str | None:
         return self.control.url or None
 

@@ -74,6 +74,7 @@ class Worker:
     pid = 4242
     start_id = "5eed"
     control_url: str | None = None
+    download: Mapping[str, Any] | None = None
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -35,4 +36,5 @@ class FakeIdentity:
     pid: int = 42
     start_id: str = "5eed"
     control_url: str | None = "http://127.0.0.1:18000"
+    download: Mapping[str, Any] | None = None
     in_flight: int = 0

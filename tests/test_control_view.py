@@ -73,6 +73,7 @@ def test_the_lifecycle_document_of_a_loading_worker_is_complete() -> None:
                 {"phase": "starting", "began_s": 0.0, "took_s": 4.0},
                 {"phase": "loading_weights", "began_s": 4.0, "took_s": 8.5},
             ],
+            "download": None,
         },
         "in_flight": 3,
         "restarts": 0,

@@ -11,6 +11,7 @@ from ichat_lifecycle.log_line import parse
 
 CONFIGURING = "configuring"
 STARTING_ENGINE = "starting_engine"
+DOWNLOADING = "downloading"  # from a hub; see download_watch
 LOADING_WEIGHTS = "loading_weights"
 PROFILING = "profiling"
 COMPILING = "compiling"

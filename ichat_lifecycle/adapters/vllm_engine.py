@@ -22,13 +22,18 @@ from typing import Any
 import structlog
 
 from ichat_lifecycle import causes
-from ichat_lifecycle.adapters import engine_fork, load_progress
+from ichat_lifecycle.adapters import download_watch, engine_fork, load_progress
 from ichat_lifecycle.adapters.births import Births
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all, with_descendants
 from ichat_lifecycle.adapters.engine_workers import DeathWatch, workers_of
-from ichat_lifecycle.adapters.load_phases import CONFIGURING, STARTING_ENGINE, LoadPhases
+from ichat_lifecycle.adapters.load_phases import (
+    CONFIGURING,
+    DOWNLOADING,
+    STARTING_ENGINE,
+    LoadPhases,
+)
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.bounds import watched
@@ -96,6 +101,7 @@ class VllmEngine:
         self._workers: DeathWatch | None = None
         self._died = False
         self._on_phase: PhaseReport = lambda phase, fraction: None
+        self.download: download_watch.Download | None = None
         self.client: Any = None
         self.tasks: tuple[str, ...] = ()
         self.loras: Callable[[], list[str]] = list
@@ -120,9 +126,13 @@ class VllmEngine:
         self._births = births = Births()
         loop = asyncio.get_running_loop()
         loop.add_reader(births.read_fd, births.read)
+        downloads = asyncio.create_task(self._watch_download(), name="download-watch")
         try:
             await watched(self._start(on_fault, news), watch)
         finally:
+            downloads.cancel()
+            await asyncio.wait({downloads})
+            self.download = None
             loop.remove_reader(births.read_fd)
             # A load that was given up may still fork in its thread: `release` waits for that.
             if not self._loading_runs:
@@ -204,6 +214,30 @@ class VllmEngine:
         if self._abort.is_set():
             raise _Aborted
         self._enter_phase(phase)
+
+    async def _watch_download(self) -> None:
+        arguments = self._arguments()
+        directory = download_watch.repository_directory(
+            arguments.model, getattr(arguments, "download_dir", None)
+        )
+        if directory is None:
+            return
+        meter, log_at_s = download_watch.DownloadMeter(directory), 0.0
+        while True:
+            await asyncio.sleep(download_watch.INTERVAL_S)
+            self.download = found = await in_thread(meter.look, "download-look")
+            if found is None:
+                continue
+            self._enter_phase(DOWNLOADING, found.fraction)
+            if (now_s := asyncio.get_running_loop().time()) >= log_at_s:
+                log_at_s = now_s + download_watch.LOG_EVERY_S
+                log.info(
+                    "download",
+                    bytes=found.bytes,
+                    total_bytes=found.total_bytes,
+                    bytes_per_s=round(found.bytes_per_s),
+                    eta_s=found.eta_s,
+                )
 
     def _read_line(self, news: load_progress.News, phases: LoadPhases, line: str) -> None:
         news.line(line)

@@ -66,6 +66,7 @@ class Progress:
     elapsed_s: float = 0.0
     expected_s: float | None = None
     phases: tuple[Phase, ...] = ()
+    download: str = ""  # bytes, rate, and time left of one that is under way, for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,7 @@ def _reasons(value: Any) -> tuple[Reason, ...]:
 def _progress(value: Any) -> Progress:
     if not isinstance(value, Mapping):
         return Progress()
-    items = value.get("phases")
+    items, download = value.get("phases"), value.get("download")
     phases = (_phase(item) for item in (items if isinstance(items, list) else ()))
     return Progress(
         as_text(value.get("phase")),
@@ -266,6 +267,7 @@ def _progress(value: Any) -> Progress:
         as_number(value.get("elapsed_s")) or 0.0,
         as_number(value.get("expected_s")),
         tuple(phase for phase in phases if phase is not None),
+        as_text(download.get("text")) if isinstance(download, Mapping) else "",
     )
 
 

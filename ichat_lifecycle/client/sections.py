@@ -152,6 +152,8 @@ def load(scene: Scene, width: int, most: int) -> list[Text]:
         bar = waterfall(begin_s, end_s, total_s, bars)
         style = STATE_STYLE[State.BOUND] if now else FAINT
         lines.append(Text.assemble((head, "bold" if now else ""), spent, "  ", (bar, style)))
+        if now and progress.download:
+            lines.append(Text(f"  {progress.download}", FAINT))
     return labelled("Load", lines, width)
 
 

@@ -175,6 +175,7 @@ def _more(status: Status) -> str:
     if status.state in STARTING_STATES:
         progress = status.progress
         said.append(f"{phase_name(progress.phase, progress.fraction)}, {of_expected(progress)}")
+        said += [progress.download] if progress.download else []
     if status.reason and not status.ready:
         said.append(reason_in_short(status.reason))
     said += [f"warning: {reason_in_short(warning)}" for warning in status.warnings]

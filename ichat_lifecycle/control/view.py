@@ -83,6 +83,11 @@ class Identity(Protocol):
         ...
 
     @property
+    def download(self) -> Mapping[str, Any] | None:
+        """Of a model that is being downloaded from a hub: bytes, rate, and time left."""
+        ...
+
+    @property
     def in_flight(self) -> int:
         """Inference requests under way now."""
         ...
@@ -101,7 +106,7 @@ def lifecycle_document(
         "reason": _reason(snapshot, loop),
         "loop": {"lag_s": loop.lag_s, "blocked": loop.blocked},
         "allowed": [trigger.value for trigger in snapshot.allowed],
-        "progress": _progress(snapshot.progress, now),
+        "progress": _progress(snapshot.progress, now) | {"download": plain(identity.download)},
         "in_flight": identity.in_flight,
         "restarts": snapshot.restarts,
         "seq": snapshot.seq,

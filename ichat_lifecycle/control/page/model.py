@@ -7,9 +7,10 @@ snapshot's own, moved on by the event loop's clock: one source for all that is d
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from ichat_lifecycle import __version__
 from ichat_lifecycle.control.loop_watch import LoopHealth
@@ -145,6 +146,7 @@ class Start:
     expected: str | None
     rest: str | None
     expected_at: float | None
+    download: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,7 @@ def page_of(
         now=_time(now, now),
         head=_head(life, identity, loop, snapshot, now_s, now),
         trouble=_trouble(loop.reason or snapshot.reason, snapshot.evidence),
-        start=_start(snapshot.progress, now_s),
+        start=_start(snapshot.progress, identity.download, now_s),
         stop=_stop(life, snapshot, course.cause, now_s),
         line=_line(life, snapshot, course, samples, window, Span(now_s, now_s, now)),
         verdicts=_verdicts(journal.verdicts, now),
@@ -323,7 +325,7 @@ def _arguments(identity: Identity) -> tuple[tuple[str, str], ...]:
 # A start and a stop -------------------------------------------------------------------------------
 
 
-def _start(progress: Progress, now_s: float) -> Start:
+def _start(progress: Progress, download: Mapping[str, Any] | None, now_s: float) -> Start:
     took = progress.took(now_s)
     elapsed_s, expected_s = sum(seconds for _, seconds in took), progress.expected_s
     running = progress.ended_mono_s is None
@@ -335,6 +337,7 @@ def _start(progress: Progress, now_s: float) -> Start:
         expected=_expected(expected_s, progress.expected_from) if expected_s is not None else None,
         rest=_rest(expected_s - elapsed_s) if running and expected_s is not None else None,
         expected_at=round(expected_s / whole_s * FULL, 2) if expected_s is not None else None,
+        download=str(download["text"]) if download else "",
     )
 
 
