@@ -330,7 +330,13 @@ def _check(args: argparse.Namespace, rest: list[str]) -> Settings:
     from ichat_lifecycle.adapters.vllm_environment import check as check_variables
     from ichat_lifecycle.config import load_settings
     from ichat_lifecycle.credentials import check_flags
-    from ichat_lifecycle.preflight import check_address, check_model, refuse_early, scan
+    from ichat_lifecycle.preflight import (
+        check_address,
+        check_memory,
+        check_model,
+        refuse_early,
+        scan,
+    )
 
     check_variables(os.environ)
     check_flags(args.control_token, rest)
@@ -339,6 +345,7 @@ def _check(args: argparse.Namespace, rest: list[str]) -> Settings:
     found = scan(args, rest)
     refuse_early(args, rest, os.environ)
     check_model(found)
+    check_memory(found)
     if args.fd is None:
         check_address(found)
     else:

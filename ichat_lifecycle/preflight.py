@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ichat_lifecycle.adapters import vllm_memory
 from ichat_lifecycle.adapters.sockets import check_listening
 from ichat_lifecycle.arguments import (
     PORT_MAX,
@@ -40,6 +41,8 @@ _FLAGS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "served_model_name": (("--served-model-name",), "served_model_name"),
     "hf_config_path": (("--hf-config-path",), ""),
     "shutdown_timeout": (("--shutdown-timeout",), ""),
+    "memory_fraction": (("--gpu-memory-utilization",), ""),
+    "kv_cache_bytes": (("--kv-cache-memory-bytes",), ""),
 }
 
 
@@ -59,6 +62,8 @@ class Scan:
     served_model_name: str | None = None
     hf_config_path: str | None = None
     shutdown_timeout: str | None = None
+    memory_fraction: str | None = None
+    kv_cache_bytes: str | None = None
     model_flag: str = "--model"
     tokenizer_flag: str = "--tokenizer"
 
@@ -190,6 +195,17 @@ def check_address(scan: Scan) -> None:
 
 
 # Files --------------------------------------------------------------------------------------------
+
+
+def check_memory(scan: Scan) -> None:
+    """Compares the memory that vLLM wants on a CPU with what is free.
+
+    Raises:
+        LimitError: it is not enough.
+    """
+    with contextlib.suppress(ValueError):  # no number: that is the parser's to complain about
+        fraction = None if scan.memory_fraction is None else float(scan.memory_fraction)
+        vllm_memory.check(fraction, scan.kv_cache_bytes, os.environ)
 
 
 def check_model(scan: Scan) -> None:

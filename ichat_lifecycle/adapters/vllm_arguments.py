@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ichat_lifecycle import causes, environment
-from ichat_lifecycle.adapters import vllm_environment
+from ichat_lifecycle.adapters import vllm_environment, vllm_memory
 from ichat_lifecycle.adapters.chat_template import syntax_error
 from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
@@ -80,6 +80,12 @@ class VllmArguments:
         _strip_keys(parsed.vllm)
         self._validate_with_vllm(parsed.vllm)
         self._compare_gpus(parsed)
+        if self.layout.platform.is_cpu():
+            vllm_memory.check(
+                parsed.vllm.gpu_memory_utilization,
+                getattr(parsed.vllm, "kv_cache_memory_bytes", None),
+                os.environ,
+            )
         self.parsed = parsed
 
     def _checkpoint(self, step: str) -> None:
