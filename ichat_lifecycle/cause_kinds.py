@@ -28,6 +28,9 @@ SHM_HINT = (
     "/dev/shm is too small or full: enlarge it (docker run --shm-size, an emptyDir with"
     " medium: Memory at /dev/shm), and remove what other processes have left in it"
 )
+_OWN_CACHE_PATH = (
+    r"(?:/\.(?:cache|config)/vllm\b|/modelinfos\b|/\.triton\b|torchinductor|torch_compile_cache)"
+)
 _CACHE_PATH = (
     r"(?:/\.(?:cache|config|triton|local|nv|humming|cupy)\b|torchinductor|torch_extensions"
     r"|torch_compile_cache|torch_aot_compile)"
@@ -177,7 +180,9 @@ KINDS = (
     ),
     _kind(
         rf"Permission denied.*{_CACHE_PATH}|{_CACHE_PATH}.*Permission denied"
-        r"|PermissionError at .*when downloading",
+        r"|PermissionError at .*when downloading"
+        # What could not be made is missing when it is written to.
+        rf"|(?:No such file or directory|Not a directory): '[^']*{_OWN_CACHE_PATH}",
         StartError,
         "cache_unwritable",
         "this user cannot write there{place}: set HOME, or XDG_CACHE_HOME, VLLM_CACHE_ROOT and"

@@ -288,6 +288,16 @@ LOGGED = [
         "program_missing",
         "lscpu",
     ),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: '/.cache/vllm/modelinfos'",
+        "cache_unwritable",
+        "modelinfos",
+    ),
+    (
+        "FileNotFoundError: [Errno 2] No such file or directory: '/root/.cache/huggingface/hub/x'",
+        "input_missing",
+        "huggingface",
+    ),
     ("RuntimeError: could not determine home directory", "no_home", "home"),
     ("KeyError: 'getpwuid(): uid not found: 12345'", "no_home", "12345"),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    'VLLM_ODD': odd, 'VLLM_API_KEY': lambda: int(os.environ['VLLM_API_KEY'])}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)  # its place would be asked for
     monkeypatch.setattr(vllm_environment, "_EXPENSIVE", ("vllm", "torch"))
     return package
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "class CacheConfig:\n    gpu_memory_utilization: float = Field(default=0.92, gt=0, le=1)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)  # its place would be asked for
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.32.0")
     monkeypatch.setattr(vllm_memory, "_SYSTEM", tmp_path / "sys")
     monkeypatch.setattr(vllm_memory, "_PROC", tmp_path / "proc")
