@@ -153,6 +153,11 @@ class Stop(_Section):
     leftovers: Seconds = Field(0.5, gt=0, description="what ignored its cancellation so far")
 
 
+# An engine that is asked something may be busy; longer than any RPC should take, short of for ever.
+COMMAND_S = 60.0
+# Between a command's own deadline, whose error says more, and that of the one who waits for it.
+COMMAND_MARGIN_S = 5.0
+
 COMPANIONS_AT_MOST = 2  # the control plane and the heartbeat
 
 
@@ -181,6 +186,21 @@ class Settings(_Section):
             "heartbeat and control plane": s.companion * COMPANIONS_AT_MOST,
             "what ignored its cancellation": s.leftovers,
         }
+
+    def command_deadline(self, name: str) -> Seconds:
+        """How long an operator's command may take, in seconds, up to a restart's releases."""
+        drains = name in ("restart", "sleep")
+        return COMMAND_S + (self.stop.drain + self.stop.cut if drains else 0.0)
+
+    def command_bound(self, name: str) -> Seconds:
+        """How long whoever asked for a command waits for its outcome, in seconds.
+
+        Longer than command_deadline(): a restart also cuts what is left and releases the engine
+        and what stands on it, each within its own deadline.
+        """
+        s = self.stop
+        releases = s.cancel + s.cut + s.watchdog + s.app + s.engine if name == "restart" else 0.0
+        return self.command_deadline(name) + releases + COMMAND_MARGIN_S
 
     @cached_property
     def stop_bound(self) -> Seconds:

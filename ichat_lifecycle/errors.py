@@ -145,6 +145,12 @@ class TransitionRefused(LifecycleError):
     default_code = "transition_refused"
 
 
+class EngineNotUp(LifecycleError):
+    """There is no engine to ask, or it went away before it answered."""
+
+    default_code = "engine_not_up"
+
+
 class CommandFailed(LifecycleError):
     """An operator's command was tried and failed. The worker lives on."""
 

@@ -158,6 +158,10 @@ class Lifecycle:
             raise TransitionRefused(f"{name}: not possible in {self._machine.state}")
         await self._supervisor.command(name, argument)
 
+    def command_bound_s(self, name: str) -> float:
+        """How long a command's outcome may take, in seconds; whoever asks waits no less."""
+        return self.settings.command_bound(name) + self._supervisor.queue_bound_s
+
     async def ended(self) -> None:
         """Waits for the end of run(); whoever asks gets the same end. On its loop only."""
         await self._ended.wait()

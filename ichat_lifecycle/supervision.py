@@ -35,8 +35,6 @@ T = TypeVar("T")
 ASLEEP = Reason("asleep", "the engine is asleep", hint="wake it with POST /lifecycle/engine/wake")
 RESTART_ASKED = Reason("restart_asked", "an operator asked for a new engine")
 
-# Commands wait for an engine that may be busy; longer than any RPC should take, short of for ever.
-COMMAND_TIMEOUT_S = 60.0
 INBOX_LIMIT = 1000
 
 
@@ -60,6 +58,7 @@ class Supervisor:
         self.news = Latch()
         self._verdicts: deque[Verdict] = deque(maxlen=INBOX_LIMIT)
         self._waiting: deque[Command] = deque()
+        self._running: Command | None = None
         self._canary_void = False
         self._misses = 0
         self._streak = 0
@@ -85,7 +84,13 @@ class Supervisor:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(Command(name, argument, done))
         self.news.set()
-        await done
+        await done  # cancelled, it is a command that nobody waits for any more
+
+    @property
+    def queue_bound_s(self) -> float:
+        """How long what is asked now may wait for its turn, in seconds."""
+        ahead = (*self._waiting, *filter(None, (self._running,)))
+        return sum(self._life.settings.command_bound(command.name) for command in ahead)
 
     def refuse_all(self) -> None:
         """Answers the commands that nobody will run any more."""
@@ -242,9 +247,10 @@ class Supervisor:
 
     async def _run(self, command: Command) -> None:
         outcome: Exception | None = TransitionRefused(f"{command.name}: the worker is stopping")
-        deadline_s = COMMAND_TIMEOUT_S
-        if command.name in ("restart", "sleep"):
-            deadline_s += self._life.settings.stop.drain
+        if command.done.done():
+            return  # whoever asked has gone; an answer of "no outcome in time" stays true
+        self._running = command
+        deadline_s = self._life.settings.command_deadline(command.name)
         try:
             with self._life.deadline(deadline_s, command.name):
                 await self._commands[command.name](command.argument)
@@ -257,6 +263,7 @@ class Supervisor:
         except Exception as error:
             outcome = CommandFailed(f"{command.name} failed: {error}")
         finally:
+            self._running = None
             log.info("command", name=command.name, error=str(outcome) if outcome else None)
             if not command.done.done():
                 _settle(command.done, outcome)

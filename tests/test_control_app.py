@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -19,7 +19,13 @@ from ichat_lifecycle.control.app import READ_ONLY_PATHS, EngineDesk, build_contr
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.http import BODY_LIMIT, TokenGuard
-from ichat_lifecycle.errors import CommandFailed, DeadlineError, LifecycleError, TransitionRefused
+from ichat_lifecycle.errors import (
+    CommandFailed,
+    DeadlineError,
+    EngineNotUp,
+    LifecycleError,
+    TransitionRefused,
+)
 from ichat_lifecycle.journal import Kind, Reason, Snapshot, TransitionRecord
 from ichat_lifecycle.states import State, Trigger
 
@@ -198,6 +204,23 @@ def test_the_engine_is_asked_only_while_there_is_one(state: State) -> None:
         assert bench.desk.asked == []
 
 
+@pytest.mark.parametrize("error", [EngineNotUp("gone"), CommandFailed("NoneType"), TimeoutError()])
+def test_an_engine_that_ends_during_the_question_is_not_up(error: Exception) -> None:
+    bench = Bench(State.READY)
+
+    class Ending:
+        async def describe(self) -> Mapping[str, Any]:
+            bench.life.snapshot = Snapshot(State.BOUND, NOON, 1.0)
+            raise error
+
+    bench.app = build_control_app(bench.life, bench.identity, engine=cast(EngineDesk, Ending()))
+    response = bench.ask("GET", "/lifecycle/engine")
+    assert response.status_code == 503
+    assert response.json()["state"] == "BOUND"
+    assert int(response.headers["retry-after"]) >= 1
+    assert error_of(response)["code"] == "engine_not_up"
+
+
 def test_a_path_with_bytes_that_are_no_text_is_still_shown() -> None:
     bench = Bench()
     bench.identity.arguments = {"model": "/models/\udcff"}
@@ -334,6 +357,7 @@ def test_a_few_wrong_tokens_do_not_lock_the_right_one_out() -> None:
         (CommandFailed("sleep failed: no such mode", hint="later"), 502, "command_failed"),
         (LifecycleError("other", hint="later"), 502, "lifecycle_error"),
         (DeadlineError("sleep took longer", hint="later"), 504, "deadline_exceeded"),
+        (EngineNotUp("there is no engine", hint="later"), 503, "engine_not_up"),
         (TimeoutError("sleep: no answer"), 504, "timeout"),
         (TimeoutError(), 504, "timeout"),
         (KeyError("secret-inside"), 500, "internal_error"),
@@ -490,6 +514,8 @@ class MainLoop:
         self.commands: list[tuple[str, Any]] = []
         self.cancelled = threading.Event()
         self.hang = False
+        self.alive = True
+        self.bounds_s: dict[str, float] = {}
         self.error: BaseException | None = None
         self.running = self.most_running = 0
 
@@ -499,6 +525,9 @@ class MainLoop:
     async def command(self, name: str, argument: Any = None) -> None:
         self.commands.append((name, argument))
         await self._work()
+
+    def command_bound_s(self, name: str) -> float:
+        return self.bounds_s.get(name, 60.0)
 
     async def describe(self) -> Mapping[str, Any]:
         await self._work()
@@ -578,7 +607,8 @@ def test_work_is_done_on_the_main_loop_and_its_outcome_comes_back() -> None:
 @pytest.mark.parametrize("what", ["describe", "command"])
 def test_what_takes_too_long_is_withdrawn_on_the_main_loop(what: str) -> None:
     async def scenario(main: MainLoop) -> None:
-        desk = desk_for(main, describe_timeout_s=0.05, command_timeout_s=0.05)
+        main.bounds_s["sleep"] = 0.05
+        desk = desk_for(main, describe_timeout_s=0.05)
         with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
             await (desk.describe() if what == "describe" else desk.command("sleep", 1))
 
@@ -587,6 +617,19 @@ def test_what_takes_too_long_is_withdrawn_on_the_main_loop(what: str) -> None:
         asyncio.run(scenario(main))
         assert main.cancelled.wait(10)
         assert main.tasks() == set()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_engine_that_goes_away_during_a_question_is_not_there(alive: bool) -> None:
+    """What fails inside of it then, such as a client that is None by now, is not the answer."""
+
+    async def scenario(main: MainLoop) -> None:
+        with pytest.raises(CommandFailed if alive else EngineNotUp):
+            await desk_for(main).describe()
+
+    with main_loop() as main:
+        main.error, main.alive = AttributeError("'NoneType' object has no attribute"), alive
+        asyncio.run(scenario(main))
 
 
 def test_a_blocked_main_loop_costs_only_the_deadline_and_is_asked_nothing_late() -> None:

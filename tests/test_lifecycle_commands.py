@@ -126,6 +126,60 @@ def test_a_command_that_a_stop_interrupts_is_answered() -> None:
     assert live(script, engine_sleep=HANG).error is None
 
 
+def test_a_command_that_nobody_waits_for_any_more_is_not_run_late() -> None:
+    """Its caller was answered "no outcome in time" before its turn came."""
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        first = asyncio.create_task(lifecycle.command("sleep", 1))
+        second = asyncio.create_task(lifecycle.command("reset_prefix_cache"))
+        await asyncio.sleep(0.5)
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        await asyncio.sleep(5)
+        lifecycle.ask_to_stop("test", now=True)
+
+    life = live(script, engine_sleep=Outcome(1))
+    assert life.error is None
+    assert "engine.reset_prefix_cache" not in life.world.calls
+
+
+@pytest.mark.parametrize("name", ["restart", "sleep", "wake", "reset_prefix_cache"])
+@pytest.mark.parametrize("drain", [0.0, 120.0, 3600.0])
+def test_whoever_asks_waits_longer_than_the_command_may_take(name: str, drain: float) -> None:
+    """One deadline, derived from the settings; also of what waits for its turn behind others."""
+    settings = Settings.model_validate({"stop": {"drain": drain}})
+    own = settings.command_deadline(name)
+    assert own > (drain + settings.stop.cut if name in ("restart", "sleep") else 0)
+    releases = settings.stop.app + settings.stop.engine if name == "restart" else 0
+    assert settings.command_bound(name) > own + releases
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        alone = lifecycle.command_bound_s(name)
+        assert alone == lifecycle.settings.command_bound(name)
+        ahead = asyncio.create_task(lifecycle.command("sleep", 1))
+        await asyncio.sleep(0.5)
+        later = lifecycle.command_bound_s(name)
+        assert later == alone + lifecycle.settings.command_bound("sleep")
+        lifecycle.ask_to_stop("test", now=True)
+        await asyncio.gather(ahead, return_exceptions=True)
+
+    assert live(script, engine_sleep=HANG).error is None
+
+
+def test_a_restart_whose_drain_takes_its_time_is_not_late() -> None:
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        async with asyncio.timeout(lifecycle.command_bound_s("restart")):
+            await lifecycle.command("restart")
+        await until(lifecycle, State.READY, restarts=1)
+        lifecycle.ask_to_stop("test", now=True)
+
+    slow = Settings.model_validate({"stop": {"drain": 120}})
+    assert live(script, settings=slow, server_drained=Outcome(119)).error is None
+
+
 def test_a_restart_on_request_needs_no_budget_and_drains_first() -> None:
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
         await until(lifecycle, State.READY)

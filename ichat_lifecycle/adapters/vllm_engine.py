@@ -37,6 +37,7 @@ from ichat_lifecycle.adapters.load_phases import (
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.bounds import watched
+from ichat_lifecycle.errors import EngineNotUp, TransitionRefused
 from ichat_lifecycle.gpus import GpuId
 from ichat_lifecycle.ports import Fault, FaultReport, PhaseReport
 
@@ -46,6 +47,8 @@ _POLL_S = 0.02
 # READY ends only after them, and nobody may be routed to a dead engine for the sake of a number.
 _EXIT_CODE_TRIES, _EXIT_CODE_POLL_S = 12, 0.005
 _SWEEP_AFTER_S = 0.5  # what has not ended by then is an orphan already: its EngineCore is gone
+
+_DISCARDS_WEIGHTS = 2  # vLLM's sleep levels: 0 pauses, 1 keeps the weights in the host's memory
 
 # A long prefill is many steps without a token: only the cache's fill shows them.
 _MOVING = (
@@ -100,6 +103,7 @@ class VllmEngine:
         self._sentinels: list[int] = []
         self._workers: DeathWatch | None = None
         self._died = False
+        self._discarded = False
         self._on_phase: PhaseReport = lambda phase, fraction: None
         self.download: download_watch.Download | None = None
         self.client: Any = None
@@ -119,7 +123,7 @@ class VllmEngine:
             LifecycleError: with the engine's own first cause, an exit code and a hint.
         """
         self._abort.clear()
-        self._died = False
+        self._died = self._discarded = False
         self._on_phase = on_phase
         news, sampler = load_progress.News(), load_progress.Sampler()
         watch = load_progress.watch(self._stall_timeout_s, lambda: self._phase, news, sampler)
@@ -344,6 +348,9 @@ class VllmEngine:
             self._children = {}
             # vLLM froze its heap when it began to serve; unfrozen, this engine can be freed.
             gc.unfreeze()
+            # By itself nothing would collect it: what a start imports is loaded with the collector
+            # off, and is frozen afterwards, with all the garbage there is.
+            gc.collect()
 
     async def _end_load(self, loading: Threaded[Any]) -> None:
         """A load ends only when its processes do, after which vLLM's constructor raises."""
@@ -393,10 +400,12 @@ class VllmEngine:
     # --- what the lifecycle and operators ask
 
     def processes(self) -> tuple[int, ...]:
-        """The pids of EngineCore and all that it has started."""
-        return tuple(
-            sorted({process.pid for pid in self._children for process in with_descendants(pid)})
-        )
+        """The pids of EngineCore and all that it has started.
+
+        The pid of a child that has been reaped may be another process's by now.
+        """
+        living = [pid for pid, child in self._children.items() if child.is_alive()]
+        return tuple(sorted({p.pid for pid in living for p in with_descendants(pid)}))
 
     def lines_by_child(self) -> Mapping[str, Sequence[str]]:
         """The newest lines that each process of the engine has printed."""
@@ -421,17 +430,57 @@ class VllmEngine:
         return bool(await self.client.is_sleeping())
 
     async def sleep(self, level: int) -> None:
+        self._discarded |= level >= _DISCARDS_WEIGHTS
         await self.client.sleep(level=level)
 
     async def wake_up(self) -> None:
-        await self.client.wake_up(tags=None)
+        """Wake the engine; after a sleep that discarded the weights they are loaded again.
+
+        Raises:
+            TransitionRefused: the engine reports that it is still asleep.
+        """
+        self._discarded |= _weights_discarded()  # put to sleep by vLLM's own route
+        if self._discarded:
+            # vLLM's own order: memory for the weights, the weights, memory for the KV cache. Until
+            # the last the engine counts as asleep, so that a failure on the way leaves it so.
+            await self.client.wake_up(tags=["weights"])
+            await self.client.collective_rpc("reload_weights")
+            awake = await self.client.wake_up(tags=["kv_cache"])
+        else:
+            awake = await self.client.wake_up(tags=None)
+        if awake is False:  # older versions return nothing
+            raise TransitionRefused("wake: the engine reports that it is still asleep")
+        self._discarded = False
 
     async def reset_prefix_cache(self) -> None:
-        await self.client.reset_prefix_cache()
+        """Empty the prefix cache.
+
+        Raises:
+            TransitionRefused: the engine did not do it, as running requests hold blocks of it.
+        """
+        if await self.client.reset_prefix_cache() is False:
+            raise TransitionRefused(
+                "reset_prefix_cache: the engine has not emptied its prefix cache: running requests "
+                "hold blocks of it",
+                hint="ask again when nothing is in flight",
+            )
 
     async def describe(self) -> Mapping[str, Any]:
-        """What vLLM knows of itself; one RPC, which the caller bounds."""
-        config = self.client.vllm_config
+        """What vLLM knows of itself; one RPC, which the caller bounds.
+
+        Raises:
+            EngineNotUp: there is no engine, or it is being replaced.
+        """
+        client = self.client
+        if client is None:
+            raise EngineNotUp("there is no engine")
+        try:
+            sleeping = bool(await client.is_sleeping())
+        except Exception as error:
+            if client is self.client and self.alive:
+                raise
+            raise EngineNotUp("the engine went away before it answered") from error
+        config = client.vllm_config
         cache = config.cache_config
         blocks = getattr(cache, "num_gpu_blocks", None)
         running, waiting = _requests()
@@ -446,7 +495,7 @@ class VllmEngine:
                 "size_tokens": blocks * cache.block_size if blocks else None,
             },
             "requests": {"running": running, "waiting": waiting},
-            "sleeping": await self.is_sleeping(),
+            "sleeping": sleeping,
             "lora_adapters": self.loras(),
             "processes": list(self.processes()),
         }
@@ -504,4 +553,15 @@ def _requests() -> tuple[int | None, int | None]:
     return (
         int(running) if running is not None else None,
         int(waiting) if waiting is not None else None,
+    )
+
+
+def _weights_discarded() -> bool:
+    """Whether the engine sleeps at level 2, by vLLM's own gauge; False without statistics."""
+    from prometheus_client import REGISTRY
+
+    return any(
+        sample.value and sample.labels.get("sleep_state") == "discard_all"
+        for metric in REGISTRY.restricted_registry(("vllm:engine_sleep_state",)).collect()
+        for sample in metric.samples
     )

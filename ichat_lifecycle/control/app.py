@@ -42,6 +42,7 @@ from ichat_lifecycle.control.view import (
     way_of,
 )
 from ichat_lifecycle.diagram import mermaid, svg
+from ichat_lifecycle.errors import EngineNotUp
 from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle")
@@ -70,8 +71,8 @@ Endpoint = Callable[..., Awaitable[Response]]
 class EngineDesk(Protocol):
     """Where requests that need the worker's own loop are handed in; called on the app's loop.
 
-    Each method raises TransitionRefused (409), TimeoutError or DeadlineError (504), or another
-    LifecycleError (502).
+    Each method raises TransitionRefused (409), EngineNotUp (503), TimeoutError or DeadlineError
+    (504), or another LifecycleError (502).
     """
 
     async def describe(self) -> Mapping[str, Any]:
@@ -252,18 +253,28 @@ class _Reads:
 
     async def engine(self) -> Response:
         """What the engine knows of itself; 503 while there is none."""
-        state = self._life.snapshot.state
-        if self._engine is None or state not in ENGINE_IS_UP:
-            raise HttpError(
-                UNAVAILABLE,
-                "engine_not_up",
-                f"there is no engine to ask: the worker is {state.value}",
-                "GET /lifecycle tells how far it is",
-                headers=_retry_after(self._life),
-                more={"state": state.value},
-            )
-        described = plain(dict(await self._engine.describe()))
+        if self._engine is None or self._life.snapshot.state not in ENGINE_IS_UP:
+            raise self._no_engine()
+        try:
+            described = plain(dict(await self._engine.describe()))
+        except EngineNotUp:
+            raise self._no_engine() from None
+        except Exception:
+            if self._life.snapshot.state not in ENGINE_IS_UP:  # it ended during the question
+                raise self._no_engine() from None
+            raise
         return json_response({"state": self._life.snapshot.state.value, **described})
+
+    def _no_engine(self) -> HttpError:
+        state = self._life.snapshot.state
+        return HttpError(
+            UNAVAILABLE,
+            "engine_not_up",
+            f"there is no engine to ask: the worker is {state.value}",
+            "GET /lifecycle tells how far it is",
+            headers=_retry_after(self._life),
+            more={"state": state.value},
+        )
 
 
 class _Commands:

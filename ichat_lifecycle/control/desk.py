@@ -8,11 +8,14 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from ichat_lifecycle.errors import CommandFailed, LifecycleError, TransitionRefused
+from ichat_lifecycle.errors import (
+    CommandFailed,
+    EngineNotUp,
+    LifecycleError,
+    TransitionRefused,
+)
 
 DESCRIBE_TIMEOUT_S = 2.0
-# Longer than the writer's own deadline for a command (60 s), whose error says more.
-COMMAND_TIMEOUT_S = 65.0
 
 T = TypeVar("T")
 
@@ -24,9 +27,14 @@ class Commanded(Protocol):
 
     async def command(self, name: str, argument: Any = None) -> None: ...
 
+    def command_bound_s(self, name: str) -> float: ...
+
 
 class Described(Protocol):
     """What the desk needs of an engine."""
+
+    @property
+    def alive(self) -> bool: ...
 
     async def describe(self) -> Mapping[str, Any]: ...
 
@@ -35,11 +43,10 @@ class LoopDesk:
     """An EngineDesk for a lifecycle and an engine that live on another thread's loop.
 
     Args:
-        lifecycle: takes the commands.
+        lifecycle: takes the commands, and states how long each may take.
         engine: describes itself.
         main_loop: gives the loop of both, or None before there is one.
         describe_timeout_s: how long a description may take, in seconds (default 2).
-        command_timeout_s: how long a command may take, in seconds (default 65).
 
     Every method raises TransitionRefused before the main loop runs and after it has ended.
     """
@@ -51,13 +58,11 @@ class LoopDesk:
         main_loop: Callable[[], asyncio.AbstractEventLoop | None],
         *,
         describe_timeout_s: float = DESCRIBE_TIMEOUT_S,
-        command_timeout_s: float = COMMAND_TIMEOUT_S,
     ) -> None:
         self._lifecycle = lifecycle
         self._engine = engine
         self._main_loop = main_loop
         self._describe_timeout_s = describe_timeout_s
-        self._command_timeout_s = command_timeout_s
         # Used on the main loop only. One description at a time: whoever asks in a tight loop
         # keeps the engine no busier than one that asks again after each answer.
         self._describing = asyncio.Lock()
@@ -66,8 +71,9 @@ class LoopDesk:
         """What the engine knows of itself.
 
         Raises:
+            EngineNotUp: there is no engine, or it went away before it answered.
             TimeoutError: no answer in time; the question is withdrawn on the main loop.
-            CommandFailed: the engine could not say.
+            CommandFailed: the engine could not answer.
         """
         return await self._on_main("describe", self._describe, self._describe_timeout_s)
 
@@ -76,14 +82,15 @@ class LoopDesk:
 
         Raises:
             TransitionRefused: not possible in this state.
-            TimeoutError: no outcome in time; it may still happen.
+            TimeoutError: no outcome in time. A command that has begun may still succeed; one
+                that has not is withdrawn.
             LifecycleError: it was tried and failed.
         """
 
         async def run() -> None:
             await self._lifecycle.command(name, argument)
 
-        await self._on_main(name, run, self._command_timeout_s)
+        await self._on_main(name, run, self._lifecycle.command_bound_s(name))
 
     async def stop(self, now: bool) -> None:
         """Asks for a stop and does not wait: a main loop that is blocked must not hold this up."""
@@ -92,7 +99,12 @@ class LoopDesk:
 
     async def _describe(self) -> Mapping[str, Any]:
         async with self._describing:
-            return await self._engine.describe()
+            try:
+                return await self._engine.describe()
+            except Exception as error:
+                if self._engine.alive:
+                    raise
+                raise EngineNotUp("the engine went away before it answered") from error
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = self._main_loop()

@@ -19,7 +19,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ichat_lifecycle.control.view import error_document
-from ichat_lifecycle.errors import DeadlineError, LifecycleError, TransitionRefused
+from ichat_lifecycle.errors import (
+    DeadlineError,
+    EngineNotUp,
+    LifecycleError,
+    TransitionRefused,
+)
 
 log = structlog.get_logger("ichat_lifecycle")
 
@@ -205,6 +210,8 @@ def _as_http_error(request: Request, error: Exception, known: tuple[str, ...]) -
 def _status_of(error: LifecycleError) -> int:
     if isinstance(error, TransitionRefused):
         return 409
+    if isinstance(error, EngineNotUp):
+        return 503
     return 504 if isinstance(error, DeadlineError) else 502
 
 

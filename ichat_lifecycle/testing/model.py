@@ -356,7 +356,8 @@ class Story:
     def _begin(self, name: str, at: Window) -> None:
         self.doing = name
         drains = name in ("sleep", "restart")
-        limit_s = COMMAND_TIMEOUT_S + (self.world.settings.stop.drain if drains else 0.0)
+        stop = self.world.settings.stop
+        limit_s = COMMAND_TIMEOUT_S + (stop.drain + stop.cut if drains else 0.0)
         self.due["command_late"] = _after(at, limit_s)
         if drains:
             self._degrade(at)

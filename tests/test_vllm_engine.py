@@ -1,0 +1,128 @@
+"""What `VllmEngine` makes of its client's answers, on a client that is a fake."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from typing import Any, cast
+
+import pytest
+
+from ichat_lifecycle.adapters.vllm_engine import VllmEngine
+from ichat_lifecycle.adapters.vllm_layout import Layout
+from ichat_lifecycle.errors import EngineNotUp, TransitionRefused
+
+
+class Client:
+    """Records what it is asked; `answers` by method, an exception is raised."""
+
+    errored = False
+
+    def __init__(self, **answers: Any) -> None:
+        self.asked: list[tuple[str, Any]] = []
+        self.answers = answers
+
+    def _answer(self, name: str, argument: Any = None) -> Any:
+        self.asked.append((name, argument))
+        answer = self.answers.get(name)
+        if isinstance(answer, list):
+            answer = answer.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def sleep(self, level: int) -> Any:
+        return self._answer("sleep", level)
+
+    async def wake_up(self, tags: list[str] | None) -> Any:
+        return self._answer("wake_up", tags)
+
+    async def collective_rpc(self, method: str) -> Any:
+        return self._answer("collective_rpc", method)
+
+    async def reset_prefix_cache(self) -> Any:
+        return self._answer("reset_prefix_cache")
+
+    async def is_sleeping(self) -> Any:
+        return self._answer("is_sleeping")
+
+
+def engine_with(client: Client | None) -> VllmEngine:
+    engine = VllmEngine(argparse.Namespace, lambda: cast(Layout, None), lambda: None)
+    engine.client = client
+    return engine
+
+
+def test_what_the_engine_reports_as_not_done_is_refused() -> None:
+    """vLLM answers False where running requests hold blocks of the cache."""
+    with pytest.raises(TransitionRefused, match="hold blocks"):
+        asyncio.run(engine_with(Client(reset_prefix_cache=False)).reset_prefix_cache())
+    with pytest.raises(TransitionRefused, match="still asleep"):
+        asyncio.run(engine_with(Client(wake_up=False)).wake_up())
+
+
+@pytest.mark.parametrize("answer", [True, None], ids=["done", "an older version"])
+def test_what_the_engine_has_done_is_done(answer: Any) -> None:
+    asyncio.run(engine_with(Client(reset_prefix_cache=answer)).reset_prefix_cache())
+    asyncio.run(engine_with(Client(wake_up=answer)).wake_up())
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_weights_that_were_kept_are_not_loaded_again(level: int) -> None:
+    client = Client()
+    engine = engine_with(client)
+
+    async def script() -> None:
+        await engine.sleep(level)
+        await engine.wake_up()
+
+    asyncio.run(script())
+    assert client.asked == [("sleep", level), ("wake_up", None)]
+
+
+def test_discarded_weights_are_loaded_before_the_engine_counts_as_awake() -> None:
+    """Where that fails it stays asleep, and the next wake loads them."""
+    client = Client(collective_rpc=[OSError("the disk is gone"), None])
+    engine = engine_with(client)
+    loading = [("wake_up", ["weights"]), ("collective_rpc", "reload_weights")]
+
+    async def script() -> None:
+        await engine.sleep(2)
+        with pytest.raises(OSError, match="the disk is gone"):
+            await engine.wake_up()
+        assert client.asked == [("sleep", 2), *loading]
+        await engine.wake_up()
+        assert client.asked[3:] == [*loading, ("wake_up", ["kv_cache"])]
+        await engine.wake_up()
+        assert client.asked[-1] == ("wake_up", None)
+
+    asyncio.run(script())
+
+
+def test_a_description_of_an_engine_that_is_gone_or_goes_is_an_error_of_its_own() -> None:
+    with pytest.raises(EngineNotUp):
+        asyncio.run(engine_with(None).describe())
+
+    class Leaving(Client):
+        async def is_sleeping(self) -> Any:
+            engine.client = None
+            raise AttributeError("'NoneType' object has no attribute 'is_sleeping_async'")
+
+    engine = engine_with(Leaving())
+    with pytest.raises(EngineNotUp):
+        asyncio.run(engine.describe())
+
+
+def test_only_living_children_are_the_engines_processes() -> None:
+    """The number of one that has been reaped may be another process's by now."""
+
+    class Child:
+        def __init__(self, *, alive: bool) -> None:
+            self.is_alive = lambda: alive
+
+    engine = engine_with(Client())
+    engine._children = {os.getpid(): Child(alive=False)}
+    assert engine.processes() == ()
+    engine._children = {os.getpid(): Child(alive=True)}
+    assert os.getpid() in engine.processes()
