@@ -30,6 +30,7 @@ from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover, check_handed
 from ichat_lifecycle.adapters.heartbeat import Heartbeat, Timing
 from ichat_lifecycle.adapters.inner_app import below_middleware
+from ichat_lifecycle.adapters.logging_choice import LoggingChoice
 from ichat_lifecycle.adapters.otlp import Traces
 from ichat_lifecycle.adapters.probe import SelfProbe, Target
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send
@@ -89,7 +90,8 @@ class Options:
         log_config: Uvicorn's log configuration where vLLM is not asked for one; None for none.
         engine_sink: gets each line that the engine's processes print, from a thread; by default
             they go to stderr as they are.
-        adopt_loggers: called, from a thread, each time that vLLM has configured its loggers.
+        adopt_loggers: called, from a thread, each time that vLLM has configured its loggers, with
+            what the user has said about them. None leaves them as vLLM has made them.
         known_flags: flags of the embedding program, to suggest where one is mistyped.
         evidence_directory: where bundles of evidence go; by default `ichat-lifecycle/evidence` in
             the user's state directory.
@@ -112,7 +114,7 @@ class Options:
     defer_parsing: bool = False
     log_config: Any = None
     engine_sink: Callable[[str], None] | None = None
-    adopt_loggers: Callable[[], None] = lambda: None
+    adopt_loggers: Callable[[LoggingChoice], None] | None = None
     announce: Callable[[str], None] = lambda url: None
     known_flags: tuple[str, ...] = ()
     evidence_directory: Path | None = None
@@ -158,7 +160,7 @@ class VLLMBackend(LifecycleBackend):
             at = check_handed(self.options.fd)
             self._scan = replace(self._scan, host=at.host, port=at.port, uds=at.uds)
         self._arguments = VllmArguments(
-            framework_args, backend_argv, self.options.adopt_loggers, self.options.known_flags
+            framework_args, backend_argv, self._adopt_loggers, self.options.known_flags
         )
         if not self.options.defer_parsing:
             self._arguments.validate_now()
@@ -181,7 +183,7 @@ class VLLMBackend(LifecycleBackend):
             self._layout,
             lambda: self._parsed().gpu_ids,
             options.engine_sink,
-            options.adopt_loggers,
+            lambda: self._adopt_loggers(self._arguments.logging),
             options.settings.start.stall_timeout,
         )
         self.binder = (
@@ -368,7 +370,15 @@ class VLLMBackend(LifecycleBackend):
         self.gate.require_keys(api_keys(layout, args))
         self.gate.root_path = args.root_path or ""
         self.gate.add_headers(AnswerHeaders.of(vars(args)))
-        return uvicorn_options(layout, args, self.options.log_config)
+        # With a file of the user's, or adopted, Uvicorn's loggers are configured already.
+        configured = self._arguments.logging.file or self.options.adopt_loggers
+        asked = None if configured else layout.uvicorn_log_config(args)
+        log_config = self.options.log_config if asked is None else asked
+        return uvicorn_options(layout, args, log_config, self._arguments.logging)
+
+    def _adopt_loggers(self, choice: LoggingChoice) -> None:
+        if self.options.adopt_loggers is not None:
+            self.options.adopt_loggers(choice)
 
     def _traces_endpoint(self) -> str | None:
         parsed = self._arguments.parsed

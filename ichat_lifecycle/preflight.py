@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.adapters import vllm_memory
+from ichat_lifecycle.adapters.logging_choice import FILE_FLAG, FILE_VARIABLE, check_file
 from ichat_lifecycle.adapters.sockets import check_listening
 from ichat_lifecycle.arguments import (
     PORT_MAX,
@@ -149,7 +150,9 @@ def refuse_early(
 
     Raises:
         ArgumentsError: no model, two different ones or one word too many; GPUs that are not named
-            as such; a flag or a variable that asks for what this process cannot do.
+            as such; a flag or a variable that asks for what this process cannot do; a logging
+            configuration that is not one.
+        InputMissingError: a file for that, or of `--config`, cannot be read.
     """
     argv = [str(token) for token in backend_argv]
     refuse_variables(environment)
@@ -169,6 +172,10 @@ def refuse_early(
     if (ids := both.get("gpu-ids")) is not None:
         gpu_ids_of(ids, "--gpu-ids")
     refuse_flags(both.get)
+    if flagged := both.get("log-config-file"):
+        check_file(str(flagged), FILE_FLAG, environment)
+    elif path_given := environment.get(FILE_VARIABLE):
+        check_file(path_given, FILE_VARIABLE, environment)
 
 
 def _models(found: Skimmed) -> Iterator[Given]:

@@ -95,7 +95,7 @@ def _options(
         advertise_port=given.advertise_port,
         defer_parsing=True,
         engine_sink=logs.log_engine_line,
-        adopt_loggers=lambda: logs.adopt("vllm", "uvicorn", "uvicorn.error", "uvicorn.access"),
+        adopt_loggers=logs.adopt,
         known_flags=known_flags,
         fd=given.fd,
         accept_when_ready=given.accept_from == "ready",

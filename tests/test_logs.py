@@ -15,9 +15,10 @@ import pytest
 import structlog
 
 from ichat_lifecycle.adapters import console_lines, logs
+from ichat_lifecycle.adapters.logging_choice import LoggingChoice
 from ichat_lifecycle.redact import Secrets
 
-TOUCHED = ("", "ichat_lifecycle", "engine", *logs._QUIET, "vllm", "elsewhere")
+TOUCHED = ("", *logs._OURS, "engine.vllm", *logs._QUIET, *logs._FOREIGN, "elsewhere")
 
 
 @pytest.fixture(autouse=True)
@@ -295,7 +296,7 @@ def test_adopted_loggers_go_the_common_way() -> None:
     logger = logging.getLogger("vllm")
     logger.addHandler(logging.StreamHandler(own))
     logger.propagate = False
-    logs.adopt("vllm")
+    logs.adopt(LoggingChoice())
     logger.warning("once")
     assert (stream.document()["event"], own.getvalue()) == ("once", "")
 
@@ -403,7 +404,7 @@ def test_loggers_that_a_dictconfig_switched_off_speak_again() -> None:
     ours, theirs = logging.getLogger("ichat_lifecycle.some"), logging.getLogger("somebody.else")
     logging.config.dictConfig({"version": 1, "incremental": False})
     assert ours.disabled
-    logs.adopt("vllm")
+    logs.adopt(LoggingChoice())
     assert not ours.disabled
     assert theirs.disabled
 

@@ -16,13 +16,18 @@ from typing import Any, Protocol, TextIO
 import structlog
 
 from ichat_lifecycle.adapters.console_lines import ConsoleLines
+from ichat_lifecycle.adapters.logging_choice import ACCESS, LoggingChoice
 from ichat_lifecycle.log_line import parse
 
 EventDict = MutableMapping[str, Any]
 
 _OURS = ("ichat_lifecycle", "engine")
+_FOREIGN = ("vllm", "uvicorn", "uvicorn.error", ACCESS)
 # Libraries whose INFO lines say nothing to an operator.
 _QUIET = ("httpx", "httpcore", "asyncio", "urllib3", "filelock")
+
+
+_handler: logging.Handler | None = None  # where all records go
 
 
 def own_stderr() -> TextIO:
@@ -87,7 +92,8 @@ def configure(
             ],
         ),
     )
-    handler = _Handler(stream)
+    global _handler  # noqa: PLW0603  # as the root's own is
+    _handler = handler = _Handler(stream)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -157,18 +163,28 @@ def _place(_: Any, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def adopt(*names: str) -> None:
-    """Has these loggers' records go the common way instead of through handlers of their own.
+def adopt(choice: LoggingChoice) -> None:
+    """Has vLLM's and Uvicorn's records go the common way instead of through handlers of their own.
 
-    Older vLLMs also switch off every logger that is there when they configure theirs: ours too.
+    Where the user has configured their loggers, these stay as they are. A configuration may also
+    switch off every logger that is there, and replace the root's handlers: ours go on.
     """
+    names = () if choice.file else _FOREIGN
     for name in names:
         logger = logging.getLogger(name)
         logger.handlers.clear()
-        logger.propagate = True
+        logger.propagate = choice.access_log or name != ACCESS
     for name, known in logging.root.manager.loggerDict.items():
         if isinstance(known, logging.Logger) and name.startswith((*_OURS, *names)):
             known.disabled = False
+    replaced = _handler is not None and _handler not in logging.getLogger().handlers
+    for name in _OURS:
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [_handler] if replaced and _handler is not None else []
+        logger.propagate = not replaced
+    lines = logging.getLogger("engine.vllm")
+    if choice.level < lines.getEffectiveLevel():
+        lines.setLevel(choice.level)
 
 
 def log_engine_line(line: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from ichat_lifecycle.adapters.logging_choice import LoggingChoice
 from ichat_lifecycle.adapters.refusal import App
 from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_engine import VllmEngine
@@ -16,6 +17,7 @@ from ichat_lifecycle.ports import FaultReport
 # As vllm.entrypoints...constants has them; the module's place differs between versions.
 H11_MAX_INCOMPLETE_EVENT_SIZE = 4 * 2**20  # bytes
 H11_MAX_HEADER_COUNT = 256
+DEFAULT_LOG_LEVEL = "info"  # of --uvicorn-log-level
 
 
 class _ExitLatch:
@@ -69,18 +71,21 @@ class VllmAppBuilder:
         return result
 
 
-def uvicorn_options(layout: Layout, args: argparse.Namespace, log_config: Any) -> Mapping[str, Any]:
+def uvicorn_options(
+    layout: Layout, args: argparse.Namespace, log_config: Any, logging: LoggingChoice
+) -> Mapping[str, Any]:
     """Uvicorn's options as vLLM's `build_and_serve` sets them.
 
     Args:
-        log_config: what to log by where the user has not asked vLLM for a log configuration.
+        log_config: a dictConfig for Uvicorn to apply; None where its loggers are configured.
+        logging: levels in a file of the user's stay, unless the flag says otherwise.
     """
-    asked = layout.uvicorn_log_config(args)
+    by_file = logging.file is not None and args.uvicorn_log_level == DEFAULT_LOG_LEVEL
     return {
         "host": args.host,
         "port": args.port,
-        "log_level": args.uvicorn_log_level,
-        "log_config": asked if asked is not None else log_config,
+        "log_level": None if by_file else args.uvicorn_log_level,
+        "log_config": log_config,
         "access_log": not args.disable_uvicorn_access_log,
         "timeout_keep_alive": layout.envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
         "timeout_graceful_shutdown": 1,  # seconds; the drain is over by then

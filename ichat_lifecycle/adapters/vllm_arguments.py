@@ -11,6 +11,7 @@ from typing import Any
 from ichat_lifecycle import causes, environment
 from ichat_lifecycle.adapters import vllm_environment, vllm_memory
 from ichat_lifecycle.adapters.chat_template import syntax_error
+from ichat_lifecycle.adapters.logging_choice import LoggingChoice, configure, of_variables
 from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments, parse
@@ -30,6 +31,7 @@ class VllmArguments:
 
     Attributes:
         layout: vLLM's functions; None until parsed.
+        logging: what the user has said about vLLM's loggers, as far as that is known.
         parsed: the outcome; None until parsed.
     """
 
@@ -37,13 +39,14 @@ class VllmArguments:
         self,
         framework: argparse.Namespace,
         backend_argv: list[str],
-        on_imported: Callable[[], None] = lambda: None,
+        on_logging: Callable[[LoggingChoice], None] = lambda choice: None,
         also_known: Sequence[str] = (),
     ) -> None:
         self._also_known = also_known
         self._framework = framework
         self._argv = backend_argv
-        self._on_imported = on_imported
+        self._on_logging = on_logging
+        self.logging = of_variables(os.environ)
         self._stop = threading.Event()
         self.layout: Layout | None = None
         self.parsed: ParsedArguments | None = None
@@ -74,9 +77,11 @@ class VllmArguments:
             raise
         except Exception as error:
             raise _import_error(error) from error
-        self._on_imported()
+        self._on_logging(self.logging)
         parser = self.layout.make_arg_parser(self.layout.argument_parser())
         parsed = parse(self._framework, self._argv, parser, self._also_known)
+        self.logging = configure(parsed.vllm, self.layout.configure_logging_from_args)
+        self._on_logging(self.logging)
         _strip_keys(parsed.vllm)
         self._validate_with_vllm(parsed.vllm)
         self._compare_gpus(parsed)

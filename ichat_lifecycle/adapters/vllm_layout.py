@@ -98,6 +98,7 @@ FUNCTIONS: Mapping[str, Places] = {
 
 # What vLLM's own server also calls where it is there; older ones have no need of it.
 OPTIONAL: Mapping[str, Places] = {
+    "configure_logging_from_args": _places("configure_logging_from_args", ("args",), "vllm.logger"),
     "load_chat_template": _places(
         "load_chat_template",
         ("chat_template",),
