@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NoReturn, TextIO
 
@@ -144,8 +144,7 @@ def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stre
     backend.lifecycle.stop_hooks.append(last_resort.arm)
     backend.lifecycle.listeners.append(lambda now: _arm_when_stopping(now, last_resort))
     StopSignals(backend.ask_to_stop, supervised=is_supervised(os.environ)).install()
-    if not stream.isatty():  # in a terminal it says that this is closed
-        signal.signal(signal.SIGHUP, lambda number, frame: backend.renew_certificate())
+    _renew_on_hang_up(backend.renew_certificate, stream)
     _keep_start_times(backend.lifecycle, key_of(backend.model_path, backend_argv))
     backend.lifecycle.recorder.head_start_s = process_age_s()
     milestones = Milestones(backend.lifecycle.journal, lambda: _where(backend))
@@ -165,6 +164,12 @@ def _where(backend: VLLMBackend) -> dict[str, str | None]:
     url = backend.control_url
     page = f"{url}/" if url else None
     return {"model": backend.model, "api": backend.api_url, "page": page}
+
+
+def _renew_on_hang_up(renew: Callable[[], None], stream: TextIO) -> None:
+    """Make SIGHUP a renewal, except in a terminal: there it reports that this is closed."""
+    if not stream.isatty():
+        signal.signal(signal.SIGHUP, lambda number, frame: renew())
 
 
 def _compare_with_grace(settings: Settings, grace_s: float) -> None:

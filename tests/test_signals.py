@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from ichat_lifecycle.adapters.signals import BURST_S, STOP_SIGNALS, StopSignals
+from ichat_lifecycle.worker import _renew_on_hang_up
 
 
 class Clock:
@@ -115,3 +117,28 @@ def test_handlers_of_others_come_back() -> None:
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_hang_up_renews_the_certificate_except_in_a_terminal(terminal: bool) -> None:
+    """There it means that the terminal is closed, and ends the worker as before."""
+    renewed: list[int] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        _renew_on_hang_up(lambda: renewed.append(1), Stream(terminal))
+        if terminal:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        else:
+            signal.raise_signal(signal.SIGHUP)
+            assert renewed == [1]
+    finally:
+        signal.signal(signal.SIGHUP, before)
