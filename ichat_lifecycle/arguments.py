@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ichat_lifecycle.config_scalars import check_config
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.file_kinds import Kind, kind_of
 from ichat_lifecycle.gpus import GpuId, parse_gpu_ids
@@ -195,6 +196,8 @@ def _parse_strictly(
     path = config_path(argv)
     # Read here for its errors, too, which are clearer than those of vLLM's own reader.
     content = read_config(path) if path is not None else {}
+    if path is not None:
+        check_config(path, content, parser)
     with _strict(parser, _taken_already(content, also_known)) as extras:
         try:
             parser.parse_args(argv, namespace)

@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ichat_lifecycle.document import Document, parse, read
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
+from ichat_lifecycle.scalars import Location, is_null, typed
 
 # Where a control token may come from without being seen in the process list.
 TOKEN_VARIABLE = "ICHAT_LIFECYCLE_CONTROL_TOKEN"
@@ -233,26 +234,8 @@ def _complaint(error: Mapping[str, Any]) -> str:
     return f"{name}: {error['msg']} (got {got if len(got) <= SHOWN else got[:SHOWN] + '…'})"
 
 
-def _line_of(text: str, location: Iterable[Any]) -> int:
-    """The 1-based line of a key in a YAML text; 1 where it cannot be told."""
-    node = yaml.compose(text)
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-            continue
-        if not isinstance(node, yaml.MappingNode):
-            break
-        for key, value in node.value:
-            if key.value == str(part):
-                line, node = key.start_mark.line + 1, value
-                break
-    return line
-
-
 def _assign(data: dict[str, Any], assignment: str) -> tuple[str, str]:
-    """Puts one assignment into the data; says the section and the key that it was for."""
+    """Puts one assignment into the data; returns the section and the key that it was for."""
     name, equals, value = assignment.partition("=")
     section, dot, key = name.partition(".")
     if not equals or not dot or not key:
@@ -262,12 +245,10 @@ def _assign(data: dict[str, Any], assignment: str) -> tuple[str, str]:
     inner = data.setdefault(section, {})
     if not isinstance(inner, dict):
         raise ArgumentsError(f"--set {assignment}: {section!r} is not a section")
-    try:
-        inner[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ArgumentsError(
-            f"--set {assignment}: not YAML: {' '.join(str(error).split())}"
-        ) from error
+    document = parse(value)
+    for problem in document.problems:
+        raise ArgumentsError(f"--set {assignment}: {problem.message}", hint=problem.hint)
+    inner[key] = document.value
     return section, key
 
 
@@ -287,26 +268,36 @@ def load_settings(path: Path | None = None, assignments: Iterable[str] = ()) -> 
         InputMissingError: the file cannot be read.
         ArgumentsError: the file is not YAML, or a key or a value is wrong; names file and line.
     """
-    text = ""
-    data: Any = {}
-    if path is not None:
-        try:
-            text = path.read_text(encoding="utf-8")
-            data = yaml.safe_load(text) or {}
-        except OSError as error:
-            raise InputMissingError(f"--lifecycle-config {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ArgumentsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    document = Document() if path is None else _read(path)
+    data = {} if is_null(document.value) else document.value
     if not isinstance(data, dict):
-        raise ArgumentsError(f"{path}:1: expected sections such as 'health:' at the top level")
+        raise ArgumentsError(f"{path}:1:1: expected sections such as 'health:' at the top level")
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
     assigned = {_assign(merged, assignment) for assignment in assignments}
+
+    def where(location: Location) -> str:
+        if location[0] not in data or location[:2] in assigned:
+            return "--set "
+        place = document.place(location)
+        return f"{path}:{place.line}:{place.column}: "
+
+    def complain(location: Location, message: str, hint: str) -> None:
+        name = ".".join(map(str, location))
+        raise ArgumentsError(f"{where(location)}{name}: {message}", hint=hint)
+
     try:
-        return Settings.model_validate(merged)
+        return Settings.model_validate(typed(merged, Settings, complain))
     except ValidationError as error:
         _refuse_other_kind(path, data)
         first = error.errors()[0]
-        location = first["loc"]
-        in_file = location[0] in data and location[:2] not in assigned
-        where = f"{path}:{_line_of(text, location)}: " if in_file else "--set "
-        raise ArgumentsError(where + _complaint(first)) from None
+        raise ArgumentsError(where(first["loc"]) + _complaint(first)) from None
+
+
+def _read(path: Path) -> Document:
+    try:
+        document = read(path)
+    except InputMissingError as error:
+        raise InputMissingError(f"--lifecycle-config {error.message}") from error
+    for problem in document.problems:
+        raise ArgumentsError(problem.told(path))
+    return document

@@ -293,7 +293,7 @@ BAD = {
         "2:36: a: port: input should be less than or equal to 65535 (it is 70000)"
     ],
     f"managed_workers:\n- {{{WORKER}, port: true}}": [
-        "2:36: a: port: input should be a valid integer (it is True)"
+        "2:36: a: port: expected a number (it is true)"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, backend: tgi}}": [
         "2:45: a: backend: input should be 'vllm' (it is 'tgi')"
@@ -324,7 +324,7 @@ BAD = {
     f"managed_workers:\n- {{{WORKER}, port: 1}}\nlifecycle: {{stop: {{drain: -1}}}}": [
         "3:20: lifecycle: stop.drain: input should be greater than or equal to 0 (it is -1)"
     ],
-    f"managed_workers:\n- {{{WORKER}, port: 1, env: {{A: true}}}}": [
+    f"managed_workers:\n- {{{WORKER}, port: 1, env: {{A: [true]}}}}": [
         "2:51: a: env.A: input should be a valid string"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, replace: never}}": [
@@ -393,7 +393,7 @@ BAD = {
         "2:45: a: ssl_certfile: no.pem cannot be read"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, stop: &a [*a]}}": ["2:51: it contains itself"],
-    f"managed_workers:\n- {{{WORKER}, port: 1, uds: 5}}": ["2:45: a: uds: expected a path"],
+    f"managed_workers:\n- {{{WORKER}, port: 1, uds: [5]}}": ["2:45: a: uds: expected a path"],
     f"managed_workers:\n- {{{WORKER}, port: 1, ssl_keyfile: [x]}}": [
         "2:45: a: ssl_keyfile: expected a path"
     ],
@@ -549,7 +549,9 @@ def test_no_value_of_a_secret_is_told() -> None:
 def test_what_a_variable_holds_is_a_number_only_where_it_is_written_like_one(
     held: str, value: Any
 ) -> None:
-    assert planned_words("revision: ${HELD}", {"HELD": held}) == [("revision", value)]
+    ((key, found),) = planned_words("revision: ${HELD}", {"HELD": held})
+    assert (key, found) == ("revision", held), "its text is kept for a key that wants text"
+    assert getattr(found, "value", found) == value
 
 
 def planned_words(line: str, environment: Mapping[str, str]) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, TextIO
 
 from ichat_lifecycle.adapters.answer_headers import LISTS, SWITCHES
@@ -18,7 +19,8 @@ from ichat_lifecycle.adapters.parent import follow
 from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.errors import LifecycleError
-from ichat_lifecycle.fleet.engine_argv import engine_argv
+from ichat_lifecycle.fleet.engine_argv import WrongKey, engine_argv
+from ichat_lifecycle.fleet.engine_words import from_wire
 
 
 def main() -> int:
@@ -44,8 +46,8 @@ def _write(answers: TextIO, document: Mapping[str, Any]) -> None:
 def _answer(layout: Layout, worker: Mapping[str, Any]) -> Mapping[str, Any]:
     """The words of a worker's keys, and what is wrong with any or with all of them together."""
     parser = layout.make_arg_parser(layout.argument_parser())
-    words, wrong = engine_argv(worker["keys"], parser, worker["ours"])
-    found = [{"key": one.key, "message": one.message, "hint": one.hint} for one in wrong]
+    words, wrong = engine_argv(from_wire(worker["keys"]), parser, worker["ours"])
+    found = [asdict(one) for one in wrong]
     headers: dict[str, Any] = {}
     if not found:
         arguments = VllmArguments(argparse.Namespace(), [*worker["argv"], *words])
@@ -53,7 +55,7 @@ def _answer(layout: Layout, worker: Mapping[str, Any]) -> Mapping[str, Any]:
             arguments.validate_now()
             headers = _headers(arguments)
         except LifecycleError as error:
-            found = [{"key": None, "message": error.message, "hint": error.hint}]
+            found = [asdict(WrongKey(None, error.message, error.hint))]
     return {"words": words, "wrong": found, "headers": headers}
 
 

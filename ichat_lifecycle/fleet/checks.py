@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.adapters.advertise import gateway_host, is_here, is_loopback
+from ichat_lifecycle.document import Document, Problem
 from ichat_lifecycle.errors import InputMissingError
-from ichat_lifecycle.fleet.document import Document, Location, Problem
 from ichat_lifecycle.fleet.load import FLEET, SERVER, Fleet, Planned
 from ichat_lifecycle.fleet.ports import Listener
 from ichat_lifecycle.gpus import gpus_needed
 from ichat_lifecycle.preflight import Scan, check_model
 from ichat_lifecycle.redact import redact
+from ichat_lifecycle.scalars import Location, is_null
 
 # What vLLM takes of a GPU unless it is told otherwise.
 DEFAULT_UTILIZATION = 0.92
@@ -111,7 +112,7 @@ def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
         for key in ("uds", *_CERTIFICATES):
             path, said = worker.config.vllm.get(key), f"{worker.config.shown_name}: {key}:"
             place = document.place(worker.at(key))
-            if path is None:
+            if is_null(path):
                 continue
             if not isinstance(path, str) or not path or "\0" in path:
                 yield Problem(place, f"{said} expected a path")

@@ -13,16 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ichat_lifecycle.scalars import Complain, Location, Plain, as_json, converted, is_null, surprise
+
 UNKNOWN = "unknown key"
 
 
 @dataclass(frozen=True)
 class WrongKey:
-    """A key that cannot be passed on."""
+    """A key that cannot be passed on. `at`: where in its value, of a list or a mapping."""
 
     key: str | None
     message: str
     hint: str | None = None
+    at: Location = ()
 
 
 def engine_argv(
@@ -41,8 +44,12 @@ def engine_argv(
         if action is None:
             wrong.append(WrongKey(key, UNKNOWN, _meant(key, flags, ours)))
             continue
+
+        def complain(at: Location, message: str, hint: str, key: str = key) -> None:
+            wrong.append(WrongKey(key, message, hint, at))
+
         try:
-            words += _words(_flag(key), value, action)
+            words += _words(_flag(key), value, action, complain)
         except ValueError as error:
             wrong.append(WrongKey(key, str(error)))
     return words, wrong
@@ -67,20 +74,19 @@ def _meant(key: str, flags: Mapping[str, Any], ours: Sequence[str]) -> str | Non
     return f"did you mean {near[0]}?" if near else None
 
 
-def _words(flag: str, value: Any, action: argparse.Action) -> list[str]:
+def _words(flag: str, value: Any, action: argparse.Action, complain: Complain) -> list[str]:
     """Raises ValueError: the key takes something else."""
-    if value is None:
+    if is_null(value):
         return []
     if action.nargs == 0:
         return _switched(flag, value, action)
     if isinstance(value, list):
-        return _listed(flag, value, action)
-    return _single(flag, value)
+        return _listed(flag, value, action, complain)
+    return _single(flag, _word(value, action, complain))
 
 
-def _single(flag: str, value: Any) -> list[str]:
+def _single(flag: str, word: str) -> list[str]:
     """argparse takes a word that begins with a dash for a flag, unless it is a number."""
-    word = _word(value)
     return [f"{flag}={word}"] if _looks_like_a_flag(word) else [flag, word]
 
 
@@ -89,23 +95,25 @@ def _looks_like_a_flag(word: str) -> bool:
 
 
 def _switched(flag: str, value: Any, action: argparse.Action) -> list[str]:
-    if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, not {value!r}")
-    if value:
+    on = value.value if isinstance(value, Plain) else value
+    if not isinstance(on, bool):
+        raise ValueError(f"expected true or false, not {str(value)!r}")
+    if on:
         return [flag]
     opposite = f"--no-{flag.removeprefix('--')}"
     # A plain switch has no opposite: it is off unless it is given.
     return [opposite] if opposite in action.option_strings else []
 
 
-def _listed(flag: str, value: list[Any], action: argparse.Action) -> list[str]:
-    if isinstance(action, argparse._AppendAction):
-        return [word for item in value for word in _single(flag, item)]
-    if action.nargs not in ("+", "*") and not isinstance(action.nargs, int):
-        return [flag, json.dumps(value)]
+def _listed(flag: str, value: list[Any], action: argparse.Action, complain: Complain) -> list[str]:
+    appends = isinstance(action, argparse._AppendAction)
+    if not appends and action.nargs not in ("+", "*") and not isinstance(action.nargs, int):
+        return [flag, json.dumps(as_json(value, complain))]
     if not value and action.nargs == "+":
         raise ValueError("expected at least one item")
-    words = [_word(item) for item in value]
+    words = [_word(item, action, complain, (number,)) for number, item in enumerate(value)]
+    if appends:
+        return [part for word in words for part in _single(flag, word)]
     if any(map(_looks_like_a_flag, words)):
         raise ValueError("an item begins with a dash, which vLLM's parser takes for a flag")
     return [flag, *words]
@@ -119,9 +127,24 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _word(value: Any) -> str:
+def _word(value: Any, action: argparse.Action, complain: Complain, at: Location = ()) -> str:
+    if isinstance(value, Plain):
+        return _plain_word(value, action, complain, at)
     if isinstance(value, dict | list):
-        return json.dumps(value)
+        return json.dumps(as_json(value, complain, at))
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
+
+
+def _plain_word(plain: Plain, action: argparse.Action, complain: Complain, at: Location) -> str:
+    """What stands in the file, which the parser then reads: of text nothing is lost.
+
+    Where it reads a number, that has to be the one that YAML reads.
+    """
+    if isinstance(plain.value, bool) and action.type not in (None, str):
+        return str(plain.value).lower()
+    why = surprise(plain)
+    if why is not None and isinstance(converted(str(plain.value), action.type), int | float):
+        complain(at, why, f"{plain} is {plain.value}: write that, or quote it where text is meant")
+    return str(plain)

@@ -12,6 +12,7 @@ from typing import Any
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.engine_argv import WrongKey
+from ichat_lifecycle.scalars import Plain
 
 PROGRAM = (sys.executable, "-m", "ichat_lifecycle.adapters.vllm_words")
 TIMEOUT_S = 180.0
@@ -48,6 +49,36 @@ class NoEngineError(LifecycleError):
     """There is no vLLM here that could be asked."""
 
 
+def _wrong_key(found: Mapping[str, Any]) -> WrongKey:
+    return WrongKey(**{**found, "at": tuple(found.get("at", ()))})
+
+
+def to_wire(value: Any) -> Any:
+    """A value in JSON that `from_wire` gives back, with its plain scalars as such."""
+    match value:
+        case Plain():
+            return {"text": str(value), "value": value.value}
+        case dict():
+            return {"mapping": {key: to_wire(item) for key, item in value.items()}}
+        case list():
+            return [to_wire(item) for item in value]
+        case _:
+            return value
+
+
+def from_wire(value: Any) -> Any:
+    """The value of `to_wire`."""
+    match value:
+        case {"text": text, "value": of_yaml}:
+            return Plain(text, of_yaml)
+        case {"mapping": mapping}:
+            return {key: from_wire(item) for key, item in mapping.items()}
+        case list():
+            return [from_wire(item) for item in value]
+        case _:
+            return value
+
+
 Asker = Callable[[Sequence[Question]], Sequence[Answer]]
 
 
@@ -59,7 +90,7 @@ def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) ->
         LifecycleError: the process has failed.
     """
     given = [
-        {"argv": question.argv, "keys": question.keys, "ours": question.ours}
+        {"argv": question.argv, "keys": to_wire(question.keys), "ours": question.ours}
         for question in questions
     ]
     try:
@@ -84,7 +115,7 @@ def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) ->
     return [
         Answer(
             tuple(one["words"]),
-            tuple(WrongKey(**wrong) for wrong in one["wrong"]),
+            tuple(map(_wrong_key, one["wrong"])),
             AnswerHeaders.of(one["headers"]),
         )
         for one in found["workers"]

@@ -16,9 +16,9 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ichat_lifecycle.config import Settings
+from ichat_lifecycle.document import Document, Place, Problem, read
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.file_kinds import Kind, kind_of
-from ichat_lifecycle.fleet.document import Document, Location, Place, Problem, read
 from ichat_lifecycle.fleet.models import (
     CONTROL_OFFSET,
     PORT_MAX,
@@ -28,6 +28,7 @@ from ichat_lifecycle.fleet.models import (
 )
 from ichat_lifecycle.preflight import scan
 from ichat_lifecycle.redact import is_secret
+from ichat_lifecycle.scalars import Location, is_null, typed
 from ichat_lifecycle.shutdown_timeout import overruled, with_shutdown_timeout
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -128,7 +129,7 @@ class _Reader:
 
     def _mapping(self, section: str) -> dict[str, Any]:
         found = self._data.get(section)
-        if found is None:
+        if is_null(found):
             return {}
         if not isinstance(found, dict):
             self._tell((section,), f"{section}: expected keys and values")
@@ -145,7 +146,7 @@ class _Reader:
         data = self._mapping(name)
         if model is ServerSettings:
             self._complain_of_typos(name, data, model)
-        data = {key: value for key, value in data.items() if value is not None}
+        data = {key: value for key, value in data.items() if not is_null(value)}
         return self._validated(model, data, _Origins((name,), {}), name)
 
     def _complain_of_typos(self, name: str, data: dict[str, Any], model: type[BaseModel]) -> None:
@@ -175,10 +176,12 @@ class _Reader:
         origins = _Origins(location, keys)
         data = {**self._defaults, **own}
         # A null takes a default back.
-        data = {key: value for key, value in data.items() if value is not None}
+        data = {key: value for key, value in data.items() if not is_null(value)}
         told = data.get("name") or data.get("model_name")
         name = str(told) if isinstance(told, str | int | float) else f"worker {location[1]}"
-        config = self._validated(WorkerConfig, data, origins, name)
+        # Its deadlines and budgets have a model of their own.
+        rest = {k: v for k, v in data.items() if k != LIFECYCLE or not isinstance(v, dict)}
+        config = self._validated(WorkerConfig, rest, origins, name)
         settings = self._settings(data, origins, name)
         if config is None or settings is None:
             return None
@@ -232,18 +235,31 @@ class _Reader:
     def _validated(
         self, model: type[Model], data: dict[str, Any], origins: Origins, name: str
     ) -> Model | None:
+        told: set[Location] = set()
+
+        def complain(location: Location, message: str, hint: str) -> None:
+            told.add(location)
+            origin = origins.of(location)
+            what = f"{name}: {'.'.join(map(str, location))}: {message}"
+            self._tell(origin, what, None if self._is_hidden(origin, location) else hint)
+
+        data = typed(data, model, complain)
         try:
-            return model.model_validate(data)
+            valid = model.model_validate(data)
         except ValidationError as error:
             for one in error.errors():
                 location = tuple(one["loc"])
                 key = ".".join(str(part) for part in location)
                 origin = origins.of(location)
-                if self._document.is_unknown(origin):
+                if self._document.is_unknown(origin) or location in told:
                     continue
-                hidden = self._document.is_secret(origin) or any(map(is_secret, map(str, location)))
+                hidden = self._is_hidden(origin, location)
                 self._tell(origin, *_complaint(f"{name}: {key}", one, model, hidden=hidden))
             return None
+        return None if told else valid
+
+    def _is_hidden(self, origin: Location, location: Location) -> bool:
+        return self._document.is_secret(origin) or any(map(is_secret, map(str, location)))
 
 
 class Origins(Protocol):
@@ -271,8 +287,11 @@ class _Dotted:
     places: Mapping[str, Location]
 
     def of(self, location: Location) -> Location:
-        whole = ".".join(str(part) for part in location)
-        return self.places.get(whole) or self.places.get(str(location[0]), (LIFECYCLE,))
+        for length in range(len(location), 0, -1):
+            known = self.places.get(".".join(map(str, location[:length])))
+            if known is not None:
+                return (*known, *location[length:])
+        return (LIFECYCLE,)
 
 
 def _complaint(

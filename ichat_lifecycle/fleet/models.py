@@ -29,19 +29,14 @@ DEFAULT_GATEWAY_PORT = 4000
 
 
 def _number(value: Any) -> Any:
-    """A number that stands in quotes, as a variable has to in `{…}`."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-def _text(value: Any) -> Any:
-    """A number, as variables of the environment are often written."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number else value
+    """A number that stands in quotes, as a variable has to in `{…}`; not 010, which has two."""
+    is_number = isinstance(value, str) and re.fullmatch("0|[1-9][0-9]*", value)
+    return int(value) if is_number else value
 
 
 Port = Annotated[int, Field(ge=1, le=PORT_MAX, strict=True), BeforeValidator(_number)]
 AnyPort = Annotated[int, Field(ge=0, le=PORT_MAX, strict=True), BeforeValidator(_number)]
-Text = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[^\x00]*$")]
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 _ONE_GPU = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": UUID}]}
 GpuIds = Annotated[
     list[GpuId],

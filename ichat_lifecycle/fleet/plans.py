@@ -15,9 +15,9 @@ import yaml
 
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
 from ichat_lifecycle.config import Settings
+from ichat_lifecycle.document import Document, Problem
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.fleet.checks import complain, control_of
-from ichat_lifecycle.fleet.document import Document, Problem
 from ichat_lifecycle.fleet.engine_argv import UNKNOWN
 from ichat_lifecycle.fleet.engine_words import Answer, Asker, NoEngineError, Question, ask_vllm
 from ichat_lifecycle.fleet.gateway import RunningGateway
@@ -25,6 +25,7 @@ from ichat_lifecycle.fleet.load import Fleet, Planned, load, wrong
 from ichat_lifecycle.fleet.models import WorkerConfig
 from ichat_lifecycle.fleet.ports import KILL_MARGIN_S, Plan
 from ichat_lifecycle.redact import is_secret
+from ichat_lifecycle.scalars import is_null
 
 # What a Gateway's log level is to a worker; anything else is `info`.
 _LEVELS = {
@@ -138,9 +139,13 @@ def _problems(worker: Planned, answer: Answer, document: Document) -> Iterator[P
     for one in answer.wrong:
         key = one.key or _key_in(one.message, worker)
         what = f"{name}: {key}: {one.message}" if one.key else f"{name}: {one.message}"
-        if one.message != UNKNOWN and (document.is_secret(worker.at(key)) or is_secret(key)):
-            what = f"{name}: {key}: vLLM's parser does not take its value"  # it says which
-        yield Problem(document.place(worker.at(key)), what, one.hint)
+        hint, at = one.hint, (*worker.at(key), *one.at)
+        hidden = document.is_secret(at) or any(is_secret(str(part)) for part in (key, *one.at))
+        if hidden and one.message != UNKNOWN:
+            hint = None
+            if not one.at:
+                what = f"{name}: {key}: vLLM's parser does not take its value"  # it says which
+        yield Problem(document.place(at), what, hint)
 
 
 def _key_in(message: str, worker: Planned) -> str:
@@ -156,13 +161,13 @@ def _key_in(message: str, worker: Planned) -> str:
 def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
     config = worker.config
     argv = (*_engine_argv(config), *_our_argv(worker, fleet), *answer.words)
-    certificate, key = config.vllm.get("ssl_certfile"), config.vllm.get("ssl_keyfile")
+    certificate, key = (_path(config.vllm.get(f"ssl_{name}file")) for name in ("cert", "key"))
     return Plan(
         name=config.shown_name,
         model=config.model_name,
         host=config.host,
         port=config.port,
-        uds=config.vllm.get("uds"),
+        uds=_path(config.vllm.get("uds")),
         control=control_of(worker, fleet),
         argv=argv,
         env=_environment(worker),
@@ -185,6 +190,10 @@ def _digest(*paths: str | None) -> str:
         except OSError:
             return ""
     return found.hexdigest() if any(paths) else ""
+
+
+def _path(value: Any) -> str | None:
+    return None if is_null(value) else str(value)
 
 
 def _engine_argv(config: WorkerConfig) -> Iterator[str]:

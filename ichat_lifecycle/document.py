@@ -1,7 +1,8 @@
 """A YAML file in which everything knows where it stands, with `${NAME}` from the environment.
 
-Values are those of YAML's safe loader; besides, a key that stands twice is an error, as the second
-one would silently win.
+Values are those of YAML's safe loader, with three exceptions: a scalar without quotes keeps its
+text beside the value (see scalars); a key is always text; and a key that stands twice is an error,
+as the second one would silently win.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import Any
 import yaml
 
 from ichat_lifecycle.errors import InputMissingError
+from ichat_lifecycle.scalars import Location, Plain, is_json_number
 
-# Keys and indices from the top of a document down.
-Location = tuple[str | int, ...]
+# Values in a document, those that aliases repeat counted each time. A file of people has hundreds.
+VALUES_MAX = 50_000
 
 _MERGE = "tag:yaml.org,2002:merge"
 _STRING = "tag:yaml.org,2002:str"
 _ENDLESS = "it contains itself"
+_TOO_DEEP = "too many values within each other"
+_TOO_MANY = f"more than {VALUES_MAX} values, those that aliases repeat included"
 _WORDS = {"true": True, "false": False, "": None}
 # $$ is a dollar; ${NAME} a variable, ${NAME:-text} one with a default.
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
@@ -91,11 +95,15 @@ class Document:
         self._places[location] = _place(node.start_mark)
 
 
-def read(path: Path, environment: Mapping[str, str]) -> Document:
+class _TooManyError(Exception):
+    """A document of a few lines can stand for gigabytes of values."""
+
+
+def read(path: Path, environment: Mapping[str, str] | None = None) -> Document:
     """Reads a file.
 
     Args:
-        environment: where `${NAME}` is looked up.
+        environment: where `${NAME}` is looked up; None: it has no meaning.
 
     Raises:
         InputMissingError: it cannot be read.
@@ -109,7 +117,7 @@ def read(path: Path, environment: Mapping[str, str]) -> Document:
     return parse(text, environment)
 
 
-def parse(text: str, environment: Mapping[str, str]) -> Document:
+def parse(text: str, environment: Mapping[str, str] | None = None) -> Document:
     """The same, of a text."""
     document = Document()
     try:
@@ -128,9 +136,21 @@ def parse(text: str, environment: Mapping[str, str]) -> Document:
     except yaml.YAMLError as error:  # a character that YAML does not allow
         document.problems.append(Problem(Place(1, 1), f"not YAML: {error}"))
         return document
+    except RecursionError:
+        document.problems.append(Problem(Place(1, 1), _TOO_DEEP))
+        return document
     if node is not None:
-        document.value = _Builder(document, environment).build(node, ())
+        _build(document, node, environment)
     return document
+
+
+def _build(document: Document, node: yaml.Node, environment: Mapping[str, str] | None) -> None:
+    try:
+        document.value = _Builder(document, environment).build(node, ())
+    except RecursionError:
+        document.problems.append(Problem(_place(node.start_mark), _TOO_DEEP))
+    except _TooManyError:
+        document.problems.append(Problem(_place(node.start_mark), _TOO_MANY))
 
 
 def _place(mark: Any) -> Place:
@@ -140,13 +160,17 @@ def _place(mark: Any) -> Place:
 class _Builder:
     """Values out of nodes, noting where each stands."""
 
-    def __init__(self, document: Document, environment: Mapping[str, str]) -> None:
+    def __init__(self, document: Document, environment: Mapping[str, str] | None) -> None:
         self._document = document
         self._environment = environment
         self._within: list[yaml.Node] = []
         self._scalars = yaml.constructor.SafeConstructor()
+        self._count = 0
 
     def build(self, node: yaml.Node, location: Location) -> Any:
+        self._count += 1
+        if self._count > VALUES_MAX:
+            raise _TooManyError
         self._document.note(location, node)
         if any(node is outer for outer in self._within):
             self._tell(node, _ENDLESS)
@@ -174,7 +198,7 @@ class _Builder:
             if key.tag == _MERGE:
                 built |= self._merged(value, location)
                 continue
-            name = str(self._scalar(key))
+            name = str(self._scalar_text(key))
             if name in own:
                 first = _place(own[name].start_mark)
                 self._tell(key, f"{name} stands here twice", f"first in line {first.line}")
@@ -218,14 +242,26 @@ class _Builder:
             return node.value
         if text != node.value:
             self._document.keep_secret(location)
-            return self._of_variable(node, text)
+            value = self._of_variable(node, text)
+            return value if isinstance(value, str) else Plain(text, value)
         try:
             value = self._scalars.construct_object(node)
         except (yaml.constructor.ConstructorError, ValueError, LookupError) as error:
             self._tell(node, f"cannot be read: {getattr(error, 'problem', None) or error}")
             return None
         # JSON has no more kinds than these: a date is the text that it is written with.
-        return value if isinstance(value, str | int | float | None) else text
+        value = value if isinstance(value, str | int | float | None) else text
+        if node.style is not None or value is None:
+            return value
+        # To JSON 1e6 is a number. Other numbers that are text here have the tag !!str.
+        is_number = is_json_number(text) and "e" in text.lower()
+        return Plain(text, value) if is_number or not isinstance(value, str) else value
+
+    def _scalar_text(self, node: yaml.Node) -> str:
+        """Of a key: `no` and `0123` are names like any other."""
+        assert isinstance(node, yaml.ScalarNode), "other keys are left out"
+        text = self._expanded(node)
+        return str(node.value) if text is None else text
 
     def _of_variable(self, node: yaml.ScalarNode, text: str) -> Any:
         """What a variable holds, as if it stood there: a port is a number.
@@ -244,14 +280,16 @@ class _Builder:
 
     def _expanded(self, node: yaml.ScalarNode) -> str | None:
         """With its variables in their places; None where one is missing."""
-        missing: list[str] = []
+        if self._environment is None:
+            return str(node.value)
+        environment, missing = self._environment, list[str]()
 
         def value(match: re.Match[str]) -> str:
             name = match["name"]
             if name is None:
                 return "$"
-            if name in self._environment:
-                return self._environment[name]
+            if name in environment:
+                return environment[name]
             if match["default"] is not None:
                 return str(match["default"])
             self._tell(
