@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ichat_lifecycle import compile_cache
 from ichat_lifecycle.errors import (
     ArgumentsError,
     Category,
@@ -39,6 +41,10 @@ _CACHE_PATH = (
 # 'PATH', "PATH", or PATH: as the first word of a loader's message.
 _QUOTED_PATH = re.compile(r"['\"](/[^'\"]+)['\"]|(/[^\s'\":]+): failed to map segment")
 SHM_NEEDED = 64 << 20  # bytes; vLLM asks for 160 MiB, of which it touches what messages need
+
+# Their texts are those of a damaged cache, too; where the error came from decides.
+_ALSO_OF_CACHES = ("model_corrupt", "model_config_invalid", "kernel_failed")
+_DAMAGED_CACHE = re.compile(r"Compile cache file corrupted|corrupted compilation artifact")
 
 _SIGKILL, _SIGBUS = 9, 7
 _CRASHES = frozenset({4, 6, _SIGBUS, 8, 11})  # SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV
@@ -281,6 +287,13 @@ KILLED = _kind(
     Category.UNKNOWN,  # an operator's kill looks the same
 )
 OUT_OF_SHARED_MEMORY = _kind("", LimitError, "shared_memory_full", SHM_HINT, Category.MEMORY)
+COMPILE_CACHE = _kind(
+    "",
+    StartError,
+    "compile_cache_corrupt",
+    "a cache of compiled code is damaged, and each start would read it again: remove {caches}",
+    Category.CONFIGURATION,
+)
 CRASHED = _kind(
     "",
     StartError,
@@ -298,6 +311,16 @@ def classify(text: str) -> Kind:
     if "{place}" not in kind.hint:
         return kind
     return replace(kind, hint=kind.hint.replace("{place}", _place(flat)))
+
+
+def in_context(kind: Kind, cause: str, lines: Sequence[str]) -> Kind:
+    """The kind of a cause, looked at again with what was printed around it."""
+    if kind is not UNKNOWN and kind.code not in _ALSO_OF_CACHES:
+        return kind
+    if not (_DAMAGED_CACHE.search(cause) or compile_cache.damaged(cause, lines)):
+        return kind
+    where = compile_cache.directories(os.environ)
+    return replace(COMPILE_CACHE, hint=COMPILE_CACHE.hint.replace("{caches}", where))
 
 
 def by_signal(exit_code: int | None) -> Kind:

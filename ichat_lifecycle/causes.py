@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ichat_lifecycle.cause_kinds import UNKNOWN, by_signal, classify
+from ichat_lifecycle.cause_kinds import UNKNOWN, by_signal, classify, in_context
 from ichat_lifecycle.errors import Category, LifecycleError
 from ichat_lifecycle.log_line import LogLine, parse
 
@@ -85,7 +85,7 @@ def death(exit_code: int | None, recent: Sequence[str]) -> Death:
     """
     worker = next((m for line in recent if (m := _WORKERS_DEATH.search(parse(line).text))), None)
     cause = _fatal_cause(recent) or (worker and worker[0])
-    told = classify(cause or "")
+    told = in_context(classify(cause or ""), cause or "", recent)
     kind = by_signal(int(worker[1]) if worker else exit_code)
     if kind is UNKNOWN or told.category in (Category.MEMORY, Category.KERNEL):
         kind = told
@@ -128,7 +128,7 @@ def start_error(error: BaseException, lines: Sequence[str]) -> LifecycleError:
     own = f"{type(error).__name__}: {error}"
     echo = any(text in own for text in _ECHOES)
     cause = (first_cause(lines) if echo else own) or own
-    kind = classify(cause)
+    kind = in_context(classify(cause), cause, lines)
     if kind is UNKNOWN and (killed := _FAILED_BY_SIGNAL.search(own)):
         kind = by_signal(int(killed[1]))
     return kind.error(

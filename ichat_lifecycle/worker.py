@@ -25,6 +25,7 @@ from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S, LastResort
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.parent import is_supervised
 from ichat_lifecycle.adapters.printed import printed_by
+from ichat_lifecycle.adapters.reaper import reap_as_init
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.terminal import LiveView
 from ichat_lifecycle.adapters.threads import within
@@ -145,6 +146,7 @@ def _run(backend: VLLMBackend, backend_argv: list[str], settings: Settings, stre
     backend.lifecycle.listeners.append(lambda now: _arm_when_stopping(now, last_resort))
     StopSignals(backend.ask_to_stop, supervised=is_supervised(os.environ)).install()
     _renew_on_hang_up(backend.renew_certificate, stream)
+    reap_as_init()
     _keep_start_times(backend.lifecycle, key_of(backend.model_path, backend_argv))
     backend.lifecycle.recorder.head_start_s = process_age_s()
     milestones = Milestones(backend.lifecycle.journal, lambda: _where(backend))

@@ -614,3 +614,54 @@ def test_an_internal_port_that_is_taken_is_worth_another_start() -> None:
     error = start_error(OSError("[Errno 98] Address already in use"), ())
     assert error.code == "engine_port_unavailable"
     assert error.exit_code not in PERMANENT
+
+
+VLLM_READS = '  File "/x/vllm/compilation/backends.py", line 194, in initialize_cache'
+TORCH_READS = '  File "/x/torch/_inductor/codecache.py", line 2100, in load_by_key_path'
+TRITON_READS = '  File "/x/triton/compiler/compiler.py", line 240, in compile'
+READS_A_MODEL = '  File "/x/vllm/model_executor/model_loader/utils.py", line 12, in load_weights'
+
+
+def printed(frame: str, cause: str) -> list[str]:
+    begin = "Traceback (most recent call last):"
+    return [NEW + begin, NEW + frame, NEW + "    cache = read(file)", NEW + cause]
+
+
+@pytest.mark.parametrize("frame", [VLLM_READS, TORCH_READS, TRITON_READS])
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "SyntaxError: source code string cannot contain null bytes",
+        "ValueError: malformed node or string on line 1: <ast.Call object at 0x7fa594f74f70>",
+        "EOFError: Ran out of input",
+        "_pickle.UnpicklingError: invalid load key, '\\xaa'.",
+        "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+        "ImportError: /tmp/torchinductor_u/ab/cab.so: file too short",
+    ],
+)
+def test_a_damaged_cache_of_compiled_code_is_named_with_its_directories(
+    frame: str, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any error may come out of it: where it came from shows what it is."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/caches/vllm")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/caches/torch")
+    error = start_error(ECHO, printed(frame, cause))
+    assert (error.code, error.exit_code) == ("compile_cache_corrupt", 70)
+    assert "/caches/vllm/torch_compile_cache, /caches/torch, " in str(error.hint)
+    assert "/caches/vllm" in death(None, printed(frame, cause)).hint
+
+
+@pytest.mark.parametrize(
+    ("frame", "cause", "code"),
+    [
+        (READS_A_MODEL, "UnpicklingError: invalid load key, 'v'.", "model_corrupt"),
+        (READS_A_MODEL, "EOFError: Ran out of input", "engine_start_failed"),
+        (TORCH_READS, "InvalidCxxCompilerError: No working C++ compiler", "compiler_missing"),
+        (TORCH_READS, "RuntimeError: another", "engine_start_failed"),
+        (TORCH_READS, "OSError: [Errno 28] No space left on device", "disk_full"),
+    ],
+)
+def test_other_errors_near_a_cache_stay_what_they_are(frame: str, cause: str, code: str) -> None:
+    assert start_error(ECHO, printed(frame, cause)).code == code
+    elsewhere = [*printed(VLLM_READS, "KeyError: 1"), *printed(READS_A_MODEL, cause)]
+    assert start_error(ECHO, elsewhere[4:]).code == code

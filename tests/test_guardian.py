@@ -239,10 +239,16 @@ def test_the_environment_is_put_back_and_the_users_own_choice_left_alone(
 def test_a_directory_whose_sockets_would_have_too_long_a_name_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """vLLM would end with "ipc path is longer than 107 characters"."""
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.delenv(SOCKETS, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(long))
+    directory = Path(engine_guard._socket_directory())
+    assert str(directory.parent) == "/tmp"
+    directory.rmdir()
+    assert list(long.iterdir()) == []
+    monkeypatch.setattr(engine_guard, "_SHORT", ("/nonexistent",))
     assert engine_guard._socket_directory() == ""
     assert list(long.iterdir()) == []
 

@@ -28,6 +28,7 @@ log = structlog.get_logger("ichat_lifecycle.engine")
 SOCKETS = "VLLM_RPC_BASE_PATH"
 _SOCKET_PATH_LIMIT = 107  # bytes that the kernel takes
 _SOCKET_NAME = 37  # "/" and a UUID
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where TMPDIR is too long a path
 _END_S = 1.0
 
 # Ends of pipes by which guardians see that we live. A fork of ours must not hold them.
@@ -141,12 +142,15 @@ def _socket_directory() -> str:
     """A new directory for the engine's sockets; "" where the user chose one, or none can be."""
     if SOCKETS in os.environ:
         return ""
-    try:
-        directory = tempfile.mkdtemp(prefix="ichat-")
-    except OSError as error:
-        log.warning("no_socket_directory", error=str(error))
-        return ""
-    if len(os.fsencode(directory)) + _SOCKET_NAME > _SOCKET_PATH_LIMIT:
+    problem = "each of them is too long a path for a socket"
+    for parent in (None, *_SHORT):
+        try:
+            directory = tempfile.mkdtemp(prefix="ichat-", dir=parent)
+        except OSError as error:
+            problem = str(error)
+            continue
+        if len(os.fsencode(directory)) + _SOCKET_NAME <= _SOCKET_PATH_LIMIT:
+            return directory
         Path(directory).rmdir()
-        return ""
-    return directory
+    log.warning("no_socket_directory", error=problem)
+    return ""
