@@ -129,7 +129,7 @@ class Actions:
         watchdog = self._ports.watchdog
         await self._acquire(
             WATCHDOG,
-            lambda: watchdog.start(self._hooks.on_verdict),
+            lambda: watchdog.start(self._hooks.on_verdict, self._fault_report(self._engines)),
             watchdog.stop,
             self._settings.stop.watchdog,
         )

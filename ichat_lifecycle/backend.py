@@ -35,6 +35,7 @@ from ichat_lifecycle.adapters.otlp import Traces
 from ichat_lifecycle.adapters.probe import SelfProbe, Target
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send
 from ichat_lifecycle.adapters.sd_notify import Notifier
+from ichat_lifecycle.adapters.senses import Senses
 from ichat_lifecycle.adapters.signals import Stoppable
 from ichat_lifecycle.adapters.sockets import SocketBinder
 from ichat_lifecycle.adapters.uvicorn_server import UvicornServer
@@ -47,7 +48,7 @@ from ichat_lifecycle.adapters.vllm_app import (
 from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
 from ichat_lifecycle.adapters.vllm_engine import VllmEngine
 from ichat_lifecycle.adapters.vllm_layout import Layout
-from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
+from ichat_lifecycle.adapters.watchdog import EngineWatchdog
 from ichat_lifecycle.arguments import ParsedArguments
 from ichat_lifecycle.base_backend import LifecycleBackend
 from ichat_lifecycle.config import Settings
@@ -263,6 +264,9 @@ class VLLMBackend(LifecycleBackend):
             ready=lambda: self.lifecycle.snapshot.ready,
             token=probe.token,
             compiling=CompileWatch(self.engine.processes).compiling,
+            ranks=lambda: self.engine.ranks.numbers,
+            works=lambda rank: self.engine.ranks.works(rank, self.gate.in_flight),
+            admin_request=self._admin_request,
         )
         return Ports(
             arguments=self._arguments,
@@ -380,6 +384,10 @@ class VLLMBackend(LifecycleBackend):
         if self.options.adopt_loggers is not None:
             self.options.adopt_loggers(choice)
 
+    def _admin_request(self, before_s: float) -> str:
+        """What an administrator has asked of the engine, and is under way; "" for nothing."""
+        return self.gate.admin_request(before_s) or self.lifecycle.commanded(before_s)
+
     def _traces_endpoint(self) -> str | None:
         parsed = self._arguments.parsed
         return parsed.vllm.otlp_traces_endpoint if parsed else None
@@ -396,7 +404,8 @@ class VLLMBackend(LifecycleBackend):
             model=self.model,
             tasks=self.engine.tasks,
             tokenizer=self.engine.tokenizer,
-            check_workers=self.engine.check_workers,
+            ranks=self.engine.ranks.numbers,
+            check_workers=self.engine.ranks.check_workers,
         )
 
     def _listening(self) -> tuple[str, int, str | None]:

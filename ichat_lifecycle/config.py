@@ -99,6 +99,12 @@ class Health(_Section):
     compile_timeout: Seconds = Field(
         300, ge=0, description="an engine that is silent because it compiles does not hang; 0: no"
     )
+    admin_timeout: Seconds = Field(
+        1800,
+        ge=0,
+        description="an engine that is silent because of an administrative request, such as "
+        "/stop_profile, does not hang; 0: no",
+    )
     canary_timeout: Seconds = Field(30, gt=0, description="how long the canary may take")
     evidence_timeout: Seconds = Field(
         5, gt=0, description="saving what can be seen of a lost engine before it is ended"

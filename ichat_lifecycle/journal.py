@@ -236,8 +236,12 @@ class RecoveryRecord(Record):
 
 def _alike(one: Verdict, other: Verdict) -> bool:
     """Whether one record is enough for both."""
-    same = (one.kind, one.signs.compiling) == (other.kind, other.signs.compiling)
-    return same and other.kind is not VerdictKind.HUNG
+    return _essence(one) == _essence(other) and other.kind is not VerdictKind.HUNG
+
+
+def _essence(verdict: Verdict) -> tuple[object, ...]:
+    signs = verdict.signs
+    return verdict.kind, signs.compiling, signs.admin_request, signs.ranks
 
 
 _SIGNS = tuple(sign.name for sign in fields(Signs))

@@ -162,6 +162,10 @@ class Lifecycle:
         """How long a command's outcome may take, in seconds; whoever asks waits no less."""
         return self.settings.command_bound(name) + self._supervisor.queue_bound_s
 
+    def commanded(self, before_s: float) -> str:
+        """The command under way that began before this time on its loop's clock; "" for none."""
+        return self._supervisor.commanded(before_s)
+
     async def ended(self) -> None:
         """Waits for the end of run(); whoever asks gets the same end. On its loop only."""
         await self._ended.wait()

@@ -63,6 +63,8 @@ class Signs:
         asleep: what the RPC's answer says.
         loop_lag_s: how much too late our own loop was.
         compiling: the compiler at work in an engine that is silent; "" for none.
+        admin_request: the administrative request that an engine is silent for; "" for none.
+        ranks: the data-parallel ranks that are silent or failed, of an engine that has several.
         error: what the RPC failed with.
     """
 
@@ -74,6 +76,8 @@ class Signs:
     asleep: bool = False
     loop_lag_s: float = 0.0
     compiling: str = ""
+    admin_request: str = ""
+    ranks: tuple[int, ...] = ()
     error: str = ""
 
 
@@ -93,7 +97,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that ends service at once: `code` is `engine_died` or `server_exited`.
+    """Something that ends service at once.
+
+    `code` is `engine_died`, `server_exited`, or `watchdog_failed`.
 
     `category` is one of errors.Category where it is the engine's death, else None.
     """
@@ -146,12 +152,12 @@ class Engine(Protocol):
         """Makes a release that is under way end by force. Safe at any time, from any thread."""
         ...
 
-    def progress(self) -> Any:
-        """Something that changes while the engine works; None where it does not tell."""
+    def progress(self, rank: int = 0) -> Any:
+        """Something that changes while a rank works; None where it does not report."""
         ...
 
-    async def is_sleeping(self) -> bool:
-        """One bounded-by-the-caller round trip to the engine's own process."""
+    async def is_sleeping(self, rank: int = 0) -> bool:
+        """One bounded-by-the-caller round trip to the own process of a rank."""
         ...
 
     async def sleep(self, level: int) -> None: ...
@@ -250,15 +256,17 @@ class Probe(Protocol):
         """One greedy request. Raises when it is not answered."""
         ...
 
-    async def token(self) -> None:
-        """A request for one token. Raises where the answer does not show that the engine works."""
+    async def token(self, rank: int = 0) -> None:
+        """A request for one token, to a rank. Raises where the answer shows no working engine."""
         ...
 
 
 class Watchdog(Protocol):
     """Gathers the signs of an engine's life, one question at a time."""
 
-    async def start(self, on_verdict: VerdictReport) -> None: ...
+    async def start(self, on_verdict: VerdictReport, on_fault: FaultReport) -> None:
+        """Start to watch. `on_fault` is called if the watch ends without having been stopped."""
+        ...
 
     def pace(self, interval_s: float) -> None:
         """Sets the time between probes, and probes at once."""

@@ -214,7 +214,9 @@ def _level_of(verdict: Verdict, before: Verdict | None) -> Callable[..., None]:
 def _condition(verdict: Verdict) -> tuple[str, bool]:
     """What a reader of the log would call a change: idle and busy are the same, healthy."""
     healthy = verdict.kind in (VerdictKind.IDLE, VerdictKind.BUSY)
-    return "healthy" if healthy else verdict.kind.value, bool(verdict.signs.compiling)
+    return "healthy" if healthy else verdict.kind.value, bool(
+        verdict.signs.compiling or verdict.signs.admin_request
+    )
 
 
 def _tell(tell: Callable[..., None], kind: Kind, record: Record) -> None:

@@ -59,6 +59,7 @@ class Supervisor:
         self._verdicts: deque[Verdict] = deque(maxlen=INBOX_LIMIT)
         self._waiting: deque[Command] = deque()
         self._running: Command | None = None
+        self._running_since_s = 0.0
         self._canary_void = False
         self._misses = 0
         self._streak = 0
@@ -105,6 +106,12 @@ class Supervisor:
         if self._restart_asked:
             return 1  # an operator's wish costs no budget
         return self.budget.left(self._life.monotonic())
+
+    def commanded(self, before_s: float) -> str:
+        """The command under way that began before this time on the loop's clock; "" for none."""
+        if self._running is None or self._running_since_s > before_s:
+            return ""
+        return f"command {self._running.name}"
 
     # --- one step
 
@@ -250,6 +257,7 @@ class Supervisor:
         if command.done.done():
             return  # whoever asked has gone; an answer of "no outcome in time" stays true
         self._running = command
+        self._running_since_s = self._life.monotonic()
         deadline_s = self._life.settings.command_deadline(command.name)
         try:
             with self._life.deadline(deadline_s, command.name):

@@ -31,9 +31,16 @@ def told(verdict: Verdict) -> str:
     """What is wrong, in words."""
     signs = verdict.signs
     if signs.error:
-        return "the engine cannot be asked"
+        return f"{_whom(signs)} cannot be asked"
     what = "no token" if signs.token_silent_s > signs.silent_s else "no answer"
-    return f"{what} from the engine for {silence_s(signs):.0f} s"
+    return f"{what} from {_whom(signs)} for {silence_s(signs):.0f} s"
+
+
+def _whom(signs: Signs) -> str:
+    if not signs.ranks:
+        return "the engine"
+    ranks = ", ".join(map(str, signs.ranks))
+    return f"rank{'s' if len(signs.ranks) > 1 else ''} {ranks} of the engine"
 
 
 def silence_s(signs: Signs) -> float:

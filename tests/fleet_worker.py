@@ -24,9 +24,10 @@ from ichat_lifecycle.adapters.heartbeat import Heartbeat, Timing
 from ichat_lifecycle.adapters.parent import is_supervised
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send, send_json
 from ichat_lifecycle.adapters.sd_notify import Notifier
+from ichat_lifecycle.adapters.senses import Senses
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.uvicorn_server import UvicornServer
-from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
+from ichat_lifecycle.adapters.watchdog import EngineWatchdog
 from ichat_lifecycle.base_backend import LifecycleBackend
 from ichat_lifecycle.cli import build_parser, follow_supervisor
 from ichat_lifecycle.config import TOKEN_VARIABLE, load_settings

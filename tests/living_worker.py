@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ichat_lifecycle.adapters.clock import SystemClock
-from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
+from ichat_lifecycle.adapters.senses import Senses
+from ichat_lifecycle.adapters.watchdog import EngineWatchdog
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk

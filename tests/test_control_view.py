@@ -131,6 +131,8 @@ def test_a_degraded_worker_tells_why_and_what_the_last_probe_showed() -> None:
         "asleep": False,
         "loop_lag_s": 0.0,
         "compiling": "",
+        "admin_request": "",
+        "ranks": (),
         "error": "",
     }
     assert (document["restarts"], document["stop_asked"]) == (2, True)

@@ -63,19 +63,21 @@ def deaths_of(pids: dict[int, str], kill: int, *, stopped: bool = False) -> list
 
 def test_only_workers_are_found() -> None:
     with family() as (parent, worker, _):
-        assert workers_of([parent]) == {worker: "VLLM::Worker_TP0"}
-    assert workers_of([parent]) == {}, "a process that is gone has none"
+        assert workers_of({parent: "EngineCore"}) == {worker: "VLLM::Worker_TP0"}
+    assert workers_of({parent: "EngineCore"}) == {}, "a process that is gone has none"
 
 
 def test_a_grandchilds_death_is_told_once_with_its_name() -> None:
     with family() as (parent, worker, _):
-        assert deaths_of(workers_of([parent]), worker) == [(worker, "VLLM::Worker_TP0")]
+        assert deaths_of(workers_of({parent: "EngineCore"}), worker) == [
+            (worker, "VLLM::Worker_TP0")
+        ]
 
 
 def test_after_stop_nothing_is_told_and_nothing_is_left() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     with family() as (parent, worker, _):
-        assert deaths_of(workers_of([parent]), worker, stopped=True) == []
+        assert deaths_of(workers_of({parent: "EngineCore"}), worker, stopped=True) == []
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -92,4 +94,13 @@ def test_without_pidfds_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "pidfd_open", refuse)
     with family() as (parent, worker, _):
-        assert deaths_of(workers_of([parent]), worker) == []
+        assert deaths_of(workers_of({parent: "EngineCore"}), worker) == []
+
+
+def test_of_several_ranks_each_worker_is_named_with_its_own() -> None:
+    with family() as (one, worker, _), family() as (two, other, __):
+        cores = {one: "EngineCore_DP0", two: "EngineCore_DP1"}
+        assert workers_of(cores) == {
+            worker: "VLLM::Worker_TP0 of EngineCore_DP0",
+            other: "VLLM::Worker_TP0 of EngineCore_DP1",
+        }

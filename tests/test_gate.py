@@ -144,6 +144,18 @@ def assert_refused(call: Call, state: State) -> None:
 
 BEFORE_READY = (State.PARSED, State.BOUND, State.ENGINE_UP, State.SERVING)
 CHAT, MODELS = ("POST", "/v1/chat/completions"), ("GET", "/v1/models")
+# What a trainer does with an engine that it has paused or put to sleep, by vLLM's routes.
+PAUSED = [
+    *[("POST", f"/{name}") for name in ("pause", "abort_requests", "sleep", "collective_rpc")],
+    *[("POST", f"/{name}") for name in ("update_weights", "start_weight_update", "stop_profile")],
+    *[("POST", f"/{name}") for name in ("init_weight_transfer_engine", "reset_prefix_cache")],
+    *[("POST", f"/{name}") for name in ("v1/load_lora_adapter", "adapters")],
+    ("DELETE", "/adapters/mine"),
+]
+NOT_FOR_PAUSED = [
+    *[("POST", f"/{name}") for name in ("scale_elastic_ep", "tokenize", "v1/responses", "pooling")],
+    *[("POST", path) for path in ("/adaptersx", "//pause", "/pause/", "/v1/pause")],
+]
 HEALTH, PING, WAKE = ("GET", "/health"), ("GET", "/ping"), ("POST", "/wake_up")
 
 
@@ -158,7 +170,11 @@ def test_nothing_passes_before_the_app_is_attached(state: State, method: str, pa
     [
         *[(State.READY, line, True) for line in (CHAT, MODELS, HEALTH, PING, WAKE)],
         *[(State.DEGRADED, line, False) for line in (CHAT, HEALTH, PING, ("DELETE", "/v1/x"))],
-        *[(State.DEGRADED, line, True) for line in (MODELS, WAKE, ("POST", "/resume"))],
+        *[(State.DEGRADED, line, True) for line in (MODELS, WAKE, *PAUSED)],
+        *[(State.SERVING, line, False) for line in PAUSED],
+        *[(State.STOPPING, line, False) for line in PAUSED],
+        *[(State.READY, line, True) for line in PAUSED],
+        *[(State.DEGRADED, line, False) for line in NOT_FOR_PAUSED],
         *[(State.DEGRADED, (method, "/v1/models"), True) for method in ("HEAD", "OPTIONS")],
         *[(State.SERVING, line, False) for line in (CHAT, HEALTH, PING)],
         (State.SERVING, MODELS, True),
@@ -699,3 +715,54 @@ def test_a_lifespan_is_not_passed_on() -> None:
     """The app's start-up and shut-down are the lifecycle's to run (uvicorn_server)."""
     call = asyncio.run(Bench(State.READY).ask("", kind="lifespan"))
     assert call.sent == []
+
+
+# --- what administers the engine
+
+
+def held(bench: Bench, release: asyncio.Event) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await release.wait()
+        await answer(send, b"app")
+
+    bench.gate.app = app
+
+
+@pytest.mark.parametrize("state", [State.READY, State.DEGRADED])
+@pytest.mark.parametrize("root", ["", "/api"])
+def test_an_administrators_request_is_known_while_it_is_under_way(state: State, root: str) -> None:
+    async def scenario() -> None:
+        bench, release = Bench(state), asyncio.Event()
+        bench.gate.root_path = root
+        held(bench, release)
+        began_s = asyncio.get_running_loop().time()
+        assert bench.gate.admin_request(began_s + 1) == ""
+        first = await started(bench.call(f"{root}/stop_profile", "POST"))
+        second = await started(bench.call("/collective_rpc", "POST"))
+        assert bench.gate.admin_request(began_s + 60) == "POST /stop_profile"
+        assert bench.gate.admin_request(began_s - 1) == "", "it began after that"
+        release.set()
+        await asyncio.gather(first, second)
+        assert bench.gate.admin_request(began_s + 60) == ""
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *[CHAT, MODELS, ("POST", "/pooling"), ("GET", "/stop_profile")],
+        *[("POST", path) for path in ("/v1/stop_profile", "/x/../stop_profile")],
+    ],
+)
+def test_no_other_request_passes_for_one(method: str, path: str) -> None:
+    async def scenario() -> None:
+        bench, release = Bench(State.READY), asyncio.Event()
+        held(bench, release)
+        task = await started(bench.call(path, method))
+        assert bench.gate.in_flight == 1
+        assert bench.gate.admin_request(asyncio.get_running_loop().time() + 60) == ""
+        release.set()
+        await task
+
+    asyncio.run(scenario())

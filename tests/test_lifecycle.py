@@ -355,7 +355,7 @@ def test_too_many_misses_end_with_75_and_the_cause() -> None:
     assert State.DEGRADED in life.states
 
 
-@pytest.mark.parametrize("code", ["engine_died", "server_exited"])
+@pytest.mark.parametrize("code", ["engine_died", "server_exited", "watchdog_failed"])
 def test_a_fault_in_ready_degrades_and_ends_with_75(code: str) -> None:
     async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
         await until(lifecycle, State.READY)
@@ -400,6 +400,26 @@ def test_what_a_replaced_engine_tells_is_no_fault_of_its_successor() -> None:
         lifecycle.ask_to_stop("test")
 
     assert live(script, engine_release=Outcome(2)).error is None
+
+
+def test_a_watchdog_that_fails_ends_ready_and_the_next_engine_has_a_new_one() -> None:
+    """Its report counts for the engine that it watched, and for no other."""
+
+    async def script(world: FakeWorld, lifecycle: Lifecycle) -> None:
+        await until(lifecycle, State.READY)
+        report = world.on_watchdog_fault
+        assert report is not None
+        report(Fault("watchdog_failed", "the watchdog has ended by itself"))
+        await until(lifecycle, State.READY, restarts=1)
+        assert world.on_watchdog_fault is not report
+        report(Fault("watchdog_failed", "the old one again"))
+        await asyncio.sleep(1)
+        lifecycle.ask_to_stop("enough")
+
+    life = live(script)
+    assert life.error is None
+    assert life.states.count(State.DEGRADED) == 1
+    assert life.world.calls.count("watchdog.start") == 2
 
 
 def test_when_the_budget_is_spent_it_ends() -> None:

@@ -113,10 +113,10 @@ DEFECTS: dict[str, list[Edit]] = {
     "the watchdog's probe is never awaited": [
         Edit(
             "adapters/watchdog.py",
-            "        answer = await self._outwait(RPC, self._senses.is_sleeping())\n",
-            "        answer = asyncio.ensure_future(self._senses.is_sleeping())\n"
+            "        answers = await self._outwait(RPC, questions)\n",
+            "        answers = {r: asyncio.ensure_future(q) for r, q in questions.items()}\n"
             "        await asyncio.sleep(0.1)\n"
-            "        if not answer.done():\n"
+            "        if not all(answer.done() for answer in answers.values()):\n"
             "            self._tell(answered_s=0.1)\n"
             "            return\n",
         )

@@ -54,7 +54,7 @@ class Service:
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": text.encode()})
 
-    async def check_workers(self) -> None:
+    async def check_workers(self, rank: int = 0) -> None:
         self.workers_asked += 1
         if self.workers_error is not None:
             raise self.workers_error
@@ -398,7 +398,7 @@ def test_a_token_that_is_refused_waits_for_processes_that_are_stuck() -> None:
     """Silence is what the watchdog measures: a refusal must not stand in its way."""
     service = Service(400, "no")
 
-    async def stuck() -> None:
+    async def stuck(rank: int) -> None:
         await asyncio.Event().wait()
 
     async def scenario() -> None:

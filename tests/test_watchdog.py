@@ -4,116 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from watched_engine import ASLEEP, BUSY, HEALTH, HUNG, IDLE, TOKENS, Rpc, Watch, watch
 
-from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
+from ichat_lifecycle.adapters.watchdog import EngineWatchdog
 from ichat_lifecycle.config import Health
-from ichat_lifecycle.ports import Verdict
 from ichat_lifecycle.testing.virtual_time import VirtualTimeLoop, run_virtual
 from ichat_lifecycle.verdicts import misses
-
-HEALTH = Health(interval=5, timeout=10, token_interval=0)
-TOKENS = Health(interval=5, timeout=10, token_interval=15)
-IDLE, BUSY, ASLEEP, HUNG = "idle", "busy", "asleep", "hung"
-
-
-@dataclass
-class Rpc:
-    """Answers after `takes_s`; notes when it was asked, and that it was asked one at a time."""
-
-    takes_s: float = 0.0
-    asleep: bool = False
-    error: BaseException | None = None
-    asked: list[float] = field(default_factory=list)
-    running: int = 0
-    # The other signals, and when tokens were asked for.
-    moves: bool = False
-    in_flight: int = 0
-    ready: bool = True
-    token_takes_s: float = 0.0
-    token_error: Exception | None = None
-    tokens: list[float] = field(default_factory=list)
-    compiling: str = ""
-    look_takes_s: float = 0.0
-    looked: list[float] = field(default_factory=list)
-
-    async def __call__(self) -> bool:
-        assert self.running == 0, "never two probes at once"
-        self.running += 1
-        try:
-            self.asked.append(now())
-            await asyncio.sleep(self.takes_s)
-            if self.error is not None:
-                raise self.error
-            return self.asleep
-        finally:
-            self.running -= 1
-
-    async def token(self) -> None:
-        self.tokens.append(now())
-        await asyncio.sleep(self.token_takes_s)
-        if self.token_error:
-            raise self.token_error
-
-    def senses(self) -> Senses:
-        return Senses(
-            is_sleeping=self,
-            progress=lambda: now() if self.moves else 0.0,
-            in_flight=lambda: self.in_flight,
-            ready=lambda: self.ready,
-            token=self.token,
-            compiling=self.look_for_compiler,
-        )
-
-    async def look_for_compiler(self) -> str:
-        self.looked.append(now())
-        await asyncio.sleep(self.look_takes_s)
-        return self.compiling
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-class Watch:
-    """A watchdog that runs, and when it said what."""
-
-    def __init__(self, rpc: Rpc, health: Health) -> None:
-        self.rpc = rpc
-        self.verdicts: list[Verdict] = []
-        self.said: list[tuple[float, str]] = []
-        self.dog = EngineWatchdog(rpc.senses(), health)
-
-    def hear(self, verdict: Verdict) -> None:
-        self.verdicts.append(verdict)
-        self.said.append((round(now(), 3), verdict.kind.value))
-
-
-def watch(
-    rpc: Rpc,
-    script: Callable[[Watch], Coroutine[Any, Any, None]] | float,
-    health: Health = HEALTH,
-) -> Watch:
-    """Runs the script, or so many seconds, with a watchdog; after stop() no task is left."""
-
-    async def main() -> Watch:
-        seen = Watch(rpc, health)
-        await seen.dog.start(seen.hear)
-        await (asyncio.sleep(script) if isinstance(script, int | float) else script(seen))
-        await seen.dog.stop()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert rpc.running == 0
-        told = len(seen.verdicts)
-        await asyncio.sleep(100)
-        assert len(seen.verdicts) == told, "nothing is said after stop()"
-        return seen
-
-    return run_virtual(main())
 
 
 @pytest.mark.parametrize("takes_s", [0.0, 0.001, 3.0, 5.0])
@@ -229,7 +128,7 @@ def test_stop_is_safe_without_start_and_twice() -> None:
     async def main() -> None:
         dog = EngineWatchdog(Rpc().senses(), HEALTH)
         await dog.stop()
-        await dog.start(lambda verdict: None)
+        await dog.start(lambda verdict: None, print)
         await dog.stop()
         await dog.stop()
 
@@ -243,7 +142,7 @@ def test_it_starts_again_at_its_own_pace() -> None:
     async def main() -> None:
         dog = EngineWatchdog(rpc.senses(), HEALTH)
         for _ in range(2):
-            await dog.start(lambda verdict: None)
+            await dog.start(lambda verdict: None, print)
             await asyncio.sleep(6)
             dog.pace(1)
             await asyncio.sleep(1.5)
@@ -329,7 +228,7 @@ def test_tokens_can_be_turned_off() -> None:
 
     async def main() -> None:
         dog = EngineWatchdog(rpc.senses(), Health(token_interval=0))
-        await dog.start(lambda verdict: None)
+        await dog.start(lambda verdict: None, print)
         await asyncio.sleep(100)
         await dog.stop()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 import psutil
 
@@ -20,15 +20,21 @@ from ichat_lifecycle.adapters.engine_processes import with_descendants
 _TITLE = "::Worker"
 
 
-def workers_of(cores: Iterable[int]) -> dict[int, str]:
-    """The worker processes below these, by pid, with their titles."""
+def workers_of(cores: Mapping[int, str]) -> dict[int, str]:
+    """The worker processes below these, by pid, with their titles.
+
+    Args:
+        cores: the names of the EngineCores by pid. Where there are several, one for each
+            data-parallel rank, a worker's title is followed by the name of its own.
+    """
     found: dict[int, str] = {}
-    for core in cores:
+    for core, name in cores.items():
+        of = f" of {name}" if len(cores) > 1 else ""
         for process in with_descendants(core):
             with contextlib.suppress(psutil.Error):
                 title = " ".join(process.cmdline()[:1])
                 if _TITLE in title:
-                    found[process.pid] = title.strip()
+                    found[process.pid] = f"{title.strip()}{of}"
     return found
 
 

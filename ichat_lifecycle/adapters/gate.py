@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ichat_lifecycle.adapters import vllm_routes
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.paths import is_one_of, route_path
 from ichat_lifecycle.adapters.refusal import (
@@ -39,12 +40,12 @@ PING_PATH = "/ping"
 HEALTH_PATHS = frozenset({"/health", PING_PATH})
 OWN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/lifecycle"})
 MODELS_PATH = "/v1/models"
-# What wakes a sleeping engine must reach it (vLLM serves these in its development mode only).
-WAKING_PATHS = frozenset({"/wake_up", "/resume"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 READING_METHODS = frozenset({"GET", "HEAD"})
 
 CROWDED_MESSAGE = "The worker has more connections than it can take, each with a request under way."
+ADMIN_NAME_MAX = 100  # characters; the adapter's name in a path is the client's
+
 TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
 
 
@@ -54,6 +55,8 @@ class _Request:
 
     task: asyncio.Task[Any]
     kind: str
+    admin: str = ""  # what it asks of the engine, where that may keep the engine silent
+    began_s: float = 0.0
     started: bool = False
     streaming: bool = False  # an event stream that has not ended
     cut: bool = False
@@ -163,7 +166,9 @@ class Gate:
         gated = self._settings.models == "gated" and _is_models_path(path)
         if gated and method != "OPTIONS":
             return False
-        return method in SAFE_METHODS or path in WAKING_PATHS
+        if method in SAFE_METHODS or path in vllm_routes.WAKING:
+            return True
+        return state is State.DEGRADED and vllm_routes.passes_while_degraded(path)
 
     def _has_key(self, scope: Scope) -> bool:
         if not self._key_hashes:
@@ -177,10 +182,25 @@ class Gate:
 
     # --- passing
 
+    def _admin_name(self, scope: Scope) -> str:
+        method, path = scope.get("method", ""), route_path(scope["path"], self.root_path)
+        silences = method not in {*SAFE_METHODS, ""} and vllm_routes.may_silence(path)
+        return f"{method} {path}" if silences else ""
+
+    def admin_request(self, before_s: float) -> str:
+        """The oldest administrative request under way that began before this; "" for none.
+
+        Args:
+            before_s: a time on the event loop's clock, in seconds.
+        """
+        found = [r for r in self._requests if r.admin and r.began_s <= before_s]
+        return min(found, key=lambda r: r.began_s).admin[:ADMIN_NAME_MAX] if found else ""
+
     async def _pass(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
-        request = _Request(task, scope["type"])
+        began_s = asyncio.get_running_loop().time()
+        request = _Request(task, scope["type"], self._admin_name(scope), began_s)
 
         async def watching_send(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -32,6 +32,9 @@ from ichat_lifecycle.ports import Address, HealthCheck, Notice
 
 log = structlog.get_logger("ichat_lifecycle.probe")
 
+RANK_HEADER = "X-data-parallel-rank"  # vLLM's: which rank is to generate
+GENERATE = "generate"  # vLLM's name of the task
+NO_HEADERS: Mapping[str, str] = {}
 HEALTH_TIMEOUT_S = 5.0
 
 
@@ -44,8 +47,9 @@ class Target:
         state: what the app's start-up has left for its requests.
         address: where the main port listens, for a look from outside.
         tokenizer: whether the engine has one; else prompts are given as token ids.
-        check_workers: has each process of the engine answer, for an engine that refuses the request
-            for a token; raises where one cannot.
+        ranks: the engine's data-parallel ranks.
+        check_workers: has each process of a rank answer, for an engine that refuses the request for
+            a token; raises where one cannot.
     """
 
     app: App | None
@@ -54,7 +58,8 @@ class Target:
     tasks: Sequence[str]
     tokenizer: bool = True
     state: Mapping[str, Any] = field(default_factory=dict)
-    check_workers: Callable[[], Awaitable[None]] | None = None
+    ranks: Sequence[int] = (0,)
+    check_workers: Callable[[int], Awaitable[None]] | None = None
 
 
 class _Refused(StartError):
@@ -142,23 +147,29 @@ class SelfProbe:
         if self.expected is not None and answer != self.expected:
             log.warning("canary_differs", expected=str(self.expected), got=str(answer))
 
-    async def token(self) -> None:
-        """Has the engine generate one token, or else has each of its processes answer.
+    async def token(self, rank: int = 0) -> None:
+        """Has a rank of the engine generate one token, or else has each of its processes answer.
 
         A refusal by the API proves nothing of the engine. Which request a model takes is up to its
-        flags and plugins, so where this one is refused the processes are asked below the API.
+        flags and plugins, so where this one is refused the processes are asked below the API; also
+        where a rank cannot be chosen: vLLM routes other requests than those that generate by load.
 
         Raises:
             StartError: neither is to be had. That is no silence, and proves nothing either.
         """
         target = self._target()
+        several = len(target.ranks) > 1
+        if several and GENERATE not in target.tasks and target.check_workers is not None:
+            await target.check_workers(rank)
+            return
+        one_token = self._warm_up.model_copy(update={"max_tokens": 1})
         try:
-            await self._output_of(target, self._warm_up.model_copy(update={"max_tokens": 1}))
+            await self._output_of(target, one_token, {RANK_HEADER: str(rank)} if several else {})
         except _Refused as error:
             if target.check_workers is None:
                 raise
             self._note_refusal(error)
-            await target.check_workers()
+            await target.check_workers(rank)
         else:
             self._refused = ""
 
@@ -174,7 +185,9 @@ class SelfProbe:
             return None
         return essence(await self._output_of(target, self._warm_up))
 
-    async def _output_of(self, target: Target, warm_up: WarmUp) -> Any:
+    async def _output_of(
+        self, target: Target, warm_up: WarmUp, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Any:
         """The answer to the request of this model, which has to show output.
 
         The deadline is the caller's: a first request may compile for minutes.
@@ -187,7 +200,7 @@ class SelfProbe:
         if call is None:
             raise _Refused("there is no small request for a model of this kind")
         path, body = call
-        response = await _post(target, path, body)
+        response = await _post(target, path, body, headers)
         answered = response.status_code == httpx.codes.OK
         document = _json(response) if answered else None
         if not shows_work(document):
@@ -203,12 +216,14 @@ def _request_for(target: Target, warm_up: WarmUp) -> tuple[str, dict[str, Any]] 
     return request_for(target.tasks, target.model, warm_up, by_ids=not target.tokenizer)
 
 
-async def _post(target: Target, path: str, body: Mapping[str, Any]) -> httpx.Response:
+async def _post(
+    target: Target, path: str, body: Mapping[str, Any], headers: Mapping[str, str] = NO_HEADERS
+) -> httpx.Response:
     try:
         if target.app is None:
             raise RuntimeError("no app is attached")
         async with inner_client(target.app, target.state, None) as client:
-            return await client.post(path, json=dict(body))
+            return await client.post(path, json=dict(body), headers=dict(headers))
     except Exception as error:
         raise StartError(
             f"the request to {path} got no answer",

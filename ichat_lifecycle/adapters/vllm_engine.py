@@ -36,6 +36,7 @@ from ichat_lifecycle.adapters.load_phases import (
 )
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
+from ichat_lifecycle.adapters.vllm_ranks import QUEUES, EngineRanks, metrics
 from ichat_lifecycle.bounds import watched
 from ichat_lifecycle.errors import EngineNotUp, TransitionRefused
 from ichat_lifecycle.gpus import GpuId
@@ -49,16 +50,6 @@ _EXIT_CODE_TRIES, _EXIT_CODE_POLL_S = 12, 0.005
 _SWEEP_AFTER_S = 0.5  # what has not ended by then is an orphan already: its EngineCore is gone
 
 _DISCARDS_WEIGHTS = 2  # vLLM's sleep levels: 0 pauses, 1 keeps the weights in the host's memory
-
-# A long prefill is many steps without a token: only the cache's fill shows them.
-_MOVING = (
-    "vllm:prompt_tokens_total",
-    "vllm:generation_tokens_total",
-    "vllm:iteration_tokens_total_count",
-    "vllm:kv_cache_usage_perc",
-    "vllm:num_requests_running",
-    "vllm:num_requests_waiting",
-)
 
 
 class _Aborted(Exception):
@@ -107,6 +98,7 @@ class VllmEngine:
         self._on_phase: PhaseReport = lambda phase, fraction: None
         self.download: download_watch.Download | None = None
         self.client: Any = None
+        self.ranks = EngineRanks(None)
         self.tasks: tuple[str, ...] = ()
         self.loras: Callable[[], list[str]] = list
 
@@ -160,6 +152,7 @@ class VllmEngine:
         except Exception as error:
             await asyncio.sleep(0)
             raise causes.start_error(error, await _settled(output)) from error
+        self.ranks = EngineRanks(self.client)
         self._children = {p: c for p, c in children_now().items() if p not in before}
         self._watch(on_fault)
         await self.client.reset_mm_cache()
@@ -266,7 +259,7 @@ class VllmEngine:
             loop.add_reader(process.sentinel, self._on_death, pid, process, on_fault)
             self._sentinels.append(process.sentinel)
         self._workers = DeathWatch(partial(self._on_worker_death, cores, on_fault))
-        self._workers.watch(workers_of(cores))
+        self._workers.watch(workers_of({pid: core.name for pid, core in cores.items()}))
 
     def _on_worker_death(
         self, cores: Mapping[int, Any], on_fault: FaultReport, pid: int, name: str
@@ -334,6 +327,7 @@ class VllmEngine:
             self._births.close()
         await self._adopt_late_client()
         client, self.client = self.client, None
+        self.ranks = EngineRanks(None)
         try:
             if client is not None:
                 if client.output_handler is not None:
@@ -411,10 +405,9 @@ class VllmEngine:
         """The newest lines that each process of the engine has printed."""
         return self._output.lines_by_child if self._output else {}
 
-    def progress(self) -> Any:
-        """vLLM's own counters and gauges that move while it works; see _MOVING."""
-        values = _metrics(_MOVING)
-        return tuple(values.items()) if values else None
+    def progress(self, rank: int = 0) -> Any:
+        """vLLM's own counters and gauges of a rank that move while it works."""
+        return self.ranks.progress(rank)
 
     @property
     def tokenizer(self) -> bool:
@@ -422,12 +415,8 @@ class VllmEngine:
         config = getattr(self.client, "model_config", None)
         return not getattr(config, "skip_tokenizer_init", False)
 
-    async def check_workers(self) -> None:
-        """Has each worker process answer, through EngineCore; never returns while one is stuck."""
-        await self.client.collective_rpc("check_health")
-
-    async def is_sleeping(self) -> bool:
-        return bool(await self.client.is_sleeping())
+    async def is_sleeping(self, rank: int = 0) -> bool:
+        return await self.ranks.is_sleeping(rank)
 
     async def sleep(self, level: int) -> None:
         self._discarded |= level >= _DISCARDS_WEIGHTS
@@ -534,22 +523,10 @@ async def _settled(output: EngineOutput, timeout_s: float = 1.0) -> tuple[str, .
     return output.lines
 
 
-def _metrics(names: tuple[str, ...]) -> dict[str, float]:
-    """Sums over all engines, by the names of vLLM's samples; empty without statistics."""
-    from prometheus_client import REGISTRY
-
-    found: dict[str, float] = {}
-    for metric in REGISTRY.restricted_registry(names).collect():
-        for sample in metric.samples:
-            found[sample.name] = found.get(sample.name, 0.0) + sample.value
-    return found
-
-
 def _requests() -> tuple[int | None, int | None]:
     """Running and waiting requests as vLLM's own gauges have them; None without statistics."""
-    found = _metrics(("vllm:num_requests_running", "vllm:num_requests_waiting"))
-    running = found.get("vllm:num_requests_running")
-    waiting = found.get("vllm:num_requests_waiting")
+    found = metrics(QUEUES)
+    running, waiting = map(found.get, QUEUES)
     return (
         int(running) if running is not None else None,
         int(waiting) if waiting is not None else None,

@@ -123,6 +123,12 @@ class Entry:
     def count(self, name: str) -> int:
         return int(self.number(name) or 0)
 
+    def numbers(self, name: str) -> list[float]:
+        """The numbers of a list; empty where there is no list."""
+        found = self.fields.get(name)
+        values = map(as_number, found if isinstance(found, list) else ())
+        return [value for value in values if value is not None]
+
     @property
     def until(self) -> datetime:
         """When it was last so: a verdict that stays the same is one entry."""

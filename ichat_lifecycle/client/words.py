@@ -172,6 +172,10 @@ def _signs(entry: Entry) -> str:
         signs.append(f"{in_flight} in flight")
     if compiler := entry.text("compiling"):
         signs.append(f"compiling ({compiler})")
+    if request := entry.text("admin_request"):
+        signs.append(f"during {request}")
+    if ranks := entry.numbers("ranks"):
+        signs.append(f"ranks {', '.join(f'{rank:g}' for rank in ranks)}")
     if error := entry.text("error"):
         signs.append(error)
     return ", ".join(signs) or "no answer"

@@ -71,6 +71,7 @@ class FakeWorld:
     faults: list[FaultReport] = field(default_factory=list)
     on_server_fault: FaultReport | None = None
     on_verdict: VerdictReport | None = None
+    on_watchdog_fault: FaultReport | None = None
     paces: list[float] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)  # of which evidence was saved
     _asked: dict[str, int] = field(default_factory=dict)
@@ -242,13 +243,13 @@ class FakeEngine:
     def kill(self) -> None:
         self.world.history.append(Call("engine.kill", _now(), _now()))
 
-    def progress(self) -> float:
+    def progress(self, rank: int = 0) -> float:
         return self.world.progress
 
     async def compiling(self) -> str:
         return ""
 
-    async def is_sleeping(self) -> bool:
+    async def is_sleeping(self, rank: int = 0) -> bool:
         outcome = await self.world.ask_engine("engine.is_sleeping")
         return self.world.asleep or outcome.says_no
 
@@ -335,7 +336,7 @@ class FakeProbe:
     async def canary(self) -> None:
         await self.world.ask_engine("probe.canary")
 
-    async def token(self) -> None:
+    async def token(self, rank: int = 0) -> None:
         await self.world.ask_engine("probe.token")
 
 
@@ -347,14 +348,14 @@ class FakeWatchdog:
     real: Watchdog | None = None
     _start: object = None
 
-    async def start(self, on_verdict: VerdictReport) -> None:
+    async def start(self, on_verdict: VerdictReport, on_fault: FaultReport) -> None:
         self.world.acquire("watchdog")
-        self.world.on_verdict = on_verdict
+        self.world.on_verdict, self.world.on_watchdog_fault = on_verdict, on_fault
         self._start = this = object()
         await self.world.play("watchdog.start")
         # The real one starts without an await: never after the stop, whatever ignores what.
         if self.real and self._start is this:
-            await self.real.start(on_verdict)
+            await self.real.start(on_verdict, on_fault)
 
     def pace(self, interval_s: float) -> None:
         self.world.paces.append(interval_s)

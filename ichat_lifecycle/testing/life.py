@@ -22,7 +22,8 @@ from typing import Any, Protocol, cast
 
 import structlog
 
-from ichat_lifecycle.adapters.watchdog import EngineWatchdog, Senses
+from ichat_lifecycle.adapters.senses import Senses
+from ichat_lifecycle.adapters.watchdog import EngineWatchdog
 from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import AddressError, LifecycleError
 from ichat_lifecycle.journal import Journal, Snapshot

@@ -77,6 +77,8 @@ def signs(verdict: Verdict) -> str:
         "progress" if s.progressed else "",
         f"{s.in_flight} in flight" if s.in_flight else "",
         f"compiling: {s.compiling}" if s.compiling else "",
+        f"during {s.admin_request}" if s.admin_request else "",
+        f"ranks: {', '.join(map(str, s.ranks))}" if s.ranks else "",
         f"our loop {length(s.loop_lag_s)} late" if s.loop_lag_s else "",
         s.error,
     ]

@@ -1,0 +1,116 @@
+"""The sources of the watchdog's signs, and what counts where a source fails.
+
+An engine with data parallelism has one EngineCore for each rank. Counters summed over them move as
+long as one of them works, so each sign is asked of each rank by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+log = structlog.get_logger("ichat_lifecycle.watchdog")
+
+
+T = TypeVar("T")
+
+
+def _one_rank() -> tuple[int, ...]:
+    return (0,)
+
+
+def _no_request(before_s: float) -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Senses:
+    """Where the signs come from. Ranks are numbers that `ranks` has returned.
+
+    Attributes:
+        is_sleeping: the RPC, to one rank.
+        progress: anything that changes while a rank works; None where it does not report.
+        in_flight: how many requests are under way, over all ranks.
+        ready: whether a request would pass; only then a token is asked for.
+        token: has one rank generate one token.
+        compiling: what compiles within the engine now; "" for nothing. Asked of a silent engine.
+        ranks: the ranks of the engine that has started.
+        works: whether a rank has requests of its own; by default whether any are in flight.
+        admin_request: the administrative request that is under way, and began before a time on the
+            event loop's clock; "" for none.
+    """
+
+    is_sleeping: Callable[[int], Awaitable[bool]]
+    progress: Callable[[int], Any]
+    in_flight: Callable[[], int]
+    ready: Callable[[], bool]
+    token: Callable[[int], Awaitable[None]]
+    compiling: Callable[[], Awaitable[str]]
+    ranks: Callable[[], tuple[int, ...]] = _one_rank
+    works: Callable[[int], bool] | None = None
+    admin_request: Callable[[float], str] = _no_request
+
+
+class SafeSenses:
+    """The same, for a watch that must not end: a source that raises reports nothing.
+
+    Each one's first failure in a row is logged. What the RPC and the token raise is a sign itself
+    and comes through.
+    """
+
+    def __init__(self, senses: Senses) -> None:
+        self._senses = senses
+        self._failing: set[str] = set()
+
+    def ranks(self) -> tuple[int, ...]:
+        return self._value("ranks", self._senses.ranks, default=_one_rank()) or _one_rank()
+
+    def progress(self, rank: int) -> Any:
+        return self._value("progress", self._senses.progress, rank, default=None)
+
+    def in_flight(self) -> int:
+        return self._value("in_flight", self._senses.in_flight, default=0)
+
+    def ready(self) -> bool:
+        return self._value("ready", self._senses.ready, default=False)
+
+    def works(self, rank: int) -> bool:
+        works = self._senses.works
+        if works is None:
+            return self.in_flight() > 0
+        return self._value("works", works, rank, default=False)
+
+    def admin_request(self, before_s: float) -> str:
+        return self._value("admin_request", self._senses.admin_request, before_s, default="")
+
+    async def compiling(self) -> str:
+        try:
+            found = await self._senses.compiling()
+        except Exception as error:
+            self._note("compiling", error)
+            return ""
+        self._failing.discard("compiling")
+        return found
+
+    async def is_sleeping(self, rank: int) -> bool:
+        return await self._senses.is_sleeping(rank)
+
+    async def token(self, rank: int) -> None:
+        await self._senses.token(rank)
+
+    def _value(self, name: str, ask: Callable[..., T], *args: Any, default: T) -> T:
+        try:
+            value = ask(*args)
+        except Exception as error:
+            self._note(name, error)
+            return default
+        self._failing.discard(name)
+        return value
+
+    def _note(self, name: str, error: Exception) -> None:
+        if name not in self._failing:
+            self._failing.add(name)
+            log.warning("sign_failed", sign=name, error=repr(error))
