@@ -86,7 +86,7 @@ class Bench:
         # As vLLM's: with header limits that Uvicorn's constructor does not take.
         values = {"log_config": None, "timeout_graceful_shutdown": 1, **options}
         limits = {"h11_max_incomplete_event_size": 1 << 20, "h11_max_header_count": 64}
-        self.server = UvicornServer(self.gate, lambda: {**values, **limits}, self.engine)
+        self.server = UvicornServer(self.gate, lambda: {**limits, **values}, self.engine)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(self.state, datetime(2026, 1, 2, tzinfo=UTC), 0.0)
