@@ -19,7 +19,7 @@ from typing import NoReturn, TextIO
 import structlog
 
 from ichat_lifecycle import environment
-from ichat_lifecycle.adapters import logs, termination_log
+from ichat_lifecycle.adapters import logs, standard_streams, termination_log
 from ichat_lifecycle.adapters.clock import process_age_s
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S, LastResort
 from ichat_lifecycle.adapters.line_writer import LineWriter
@@ -62,6 +62,7 @@ def serve(
         the exit code; see errors.ExitCode.
     """
     stream = logs.own_stderr()
+    standard_streams.never_block()
     backend: VLLMBackend | None = None
     try:
         backend = VLLMBackend(

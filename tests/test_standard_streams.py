@@ -80,3 +80,47 @@ def test_check_prints_a_models_name_on_a_stream_that_is_ascii() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "most: \\u043c on 127.0.0.1:1\n"
+
+
+NEVER_BLOCKS = """
+import ctypes, os, sys
+from ichat_lifecycle.adapters import logs, standard_streams
+own = logs.own_stderr()
+standard_streams.never_block()
+libc = ctypes.CDLL(None, use_errno=True)
+line = b"[07:52:49] json_schema_converter.cc: a client's pattern\\n"
+taken = [libc.write(2, line, len(line)) for _ in range(100_000)]
+assert taken[-1] == -1, "the pipe is full, and nobody waits"
+assert os.get_blocking(own.fileno()), "the log's own stream is as it was"
+os._exit(7)
+"""
+
+
+def test_what_c_libraries_print_never_waits_for_a_reader() -> None:
+    """A stuck write would hold the event loop: no request would be answered any more."""
+    reader, writer = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", NEVER_BLOCKS],
+            stdout=writer,
+            stderr=writer,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 7, os.read(reader, 65_536)[-2_000:]
+        assert os.get_blocking(writer), "nobody else's end has changed"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_file_is_written_on_from_where_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    program = (
+        "import os\nfrom ichat_lifecycle.adapters import standard_streams\n"
+        "standard_streams.never_block()\nos.write(2, b'after\\n')"
+    )
+    with log.open("a") as file:
+        subprocess.run([sys.executable, "-c", program], stderr=file, timeout=60, check=True)
+    assert log.read_text() == "before\nafter\n"

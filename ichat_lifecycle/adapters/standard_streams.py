@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import sys
 from io import TextIOWrapper
 
@@ -29,6 +31,23 @@ def prepare() -> None:
         # Others than Python's own are replaced ones, in a test for example.
         if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors=ESCAPED)
+
+
+def never_block() -> None:
+    """Let what is printed past Python be lost where nobody reads, instead of waiting for a reader.
+
+    Libraries in C write to the descriptors 1 and 2 themselves: xgrammar prints a client's pattern
+    in this process, so that some hundred requests fill a pipe. Whether a write waits belongs to the
+    open file, which other processes share; a pipe or a terminal is therefore opened once more, for
+    us alone. Files stay as they are: they never wait, and a second opening would begin at their
+    start. Call this once the log has a stream of its own.
+    """
+    for fd in (1, 2):
+        with contextlib.suppress(OSError):  # a terminal of another user's
+            if stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd):
+                again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+                os.dup2(again, fd)
+                os.close(again)
 
 
 def _open(fd: int) -> None:
