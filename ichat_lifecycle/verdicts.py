@@ -8,16 +8,14 @@ A death is no verdict: it is an event, told by the process's own handle.
 from __future__ import annotations
 
 from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
+from ichat_lifecycle.slept import LAG_S
 
-# Our own loop has slept so much longer than it was to, in seconds: what it has missed in that time
-# may lie unread, and says nothing of the engine.
-LOOP_LAG_S = 1.0
 TOLERANCE_S = 1e-6  # times are sums of floats
 
 
 def judge(signs: Signs, timeout_s: float) -> VerdictKind:
     """The verdict on these signs; `timeout_s` is how long an answer may take."""
-    if signs.loop_lag_s >= LOOP_LAG_S:
+    if signs.loop_lag_s >= LAG_S:
         return VerdictKind.LOOP_BLOCKED
     if signs.error or silence_s(signs) >= timeout_s - TOLERANCE_S:
         return VerdictKind.HUNG

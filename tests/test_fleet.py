@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from ichat_lifecycle.errors import AddressError
 from ichat_lifecycle.fleet.fleet import NoSuchWorkerError
 from ichat_lifecycle.fleet.ports import KILL_MARGIN_S
 from ichat_lifecycle.fleet.states import TABLE, Event, Stage, row_for
+from ichat_lifecycle.testing.virtual_time import VirtualTimeLoop
 
 # --- the table
 
@@ -181,6 +183,45 @@ def test_one_that_tells_nothing_any_more_is_killed_and_starts_again(silent_s: fl
     assert [process.signals for process in world.processes] == [["KILL"], ["TERM"]]
     (back,) = [record for record in world.records("a") if record["dest"] == Stage.BACKING_OFF]
     assert back["cause"] == "killed by signal 9: it has told nothing for 60 s"
+
+
+@pytest.mark.parametrize("frozen_s", [5.0, 59.9, 60.5, 61.0, 3600.0])
+@pytest.mark.parametrize("at_s", [1.0, 29.0, 31.0, 59.0])
+def test_a_fleet_that_was_frozen_as_a_whole_kills_nobody(at_s: float, frozen_s: float) -> None:
+    """A container that is paused, a machine that is moved: nobody could tell, nobody could hear."""
+
+    async def scenario(world: World) -> None:
+        await until(serving(world, "a"))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        await asyncio.sleep(at_s)
+        # A worker is slow to wake up, and tells something a while after its supervisor looks.
+        (process,) = world.processes
+        process.course = replace(process.course, silent_s=0.0)
+        loop.block(frozen_s)
+        await asyncio.sleep(20)
+        process.course = replace(process.course, silent_s=None)
+        process.beat(60)
+        await asyncio.sleep(1000)
+
+    world = World(watchdog_s=60, a=[Course()])
+    world.live(plan("a"), scenario=scenario)
+    assert [process.signals for process in world.processes] == [["TERM"]]
+
+
+def test_one_that_is_silent_after_a_freeze_is_killed_a_watchdog_later() -> None:
+    async def scenario(world: World) -> None:
+        await until(serving(world, "a"))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        (process,) = world.processes
+        process.course = replace(process.course, silent_s=0.0)
+        loop.block(300)
+        frozen_until_s = clock()
+        await until(lambda: len(world.processes) == 2, within_s=70)
+        assert clock() - frozen_until_s >= 60
+
+    World(watchdog_s=60, a=[Course(), Course()]).live(plan("a"), scenario=scenario)
 
 
 # --- the socket

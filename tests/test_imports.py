@@ -135,6 +135,7 @@ def test_a_client_knows_of_a_worker_only_what_it_says() -> None:
         "credentials",
         "diagram",
         "errors",
+        "slept",
         "states",
     }
     roots = {m.partition(".")[0] for name in client for m in imports_of(name)}

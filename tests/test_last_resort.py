@@ -93,3 +93,32 @@ def test_disarming_leaves_no_thread() -> None:
     resort.disarm()
     resort.disarm()
     assert "last-resort" not in [t.name for t in threading.enumerate()]
+
+
+class Frozen:
+    """An event whose second wait takes an hour, as of a process that was stopped meanwhile."""
+
+    def __init__(self, cpu_s: float) -> None:
+        self.now_s, self.cpu_s, self._used_s = 0.0, 0.0, cpu_s
+        self.waits: list[float] = []
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        froze_s = 3600.0 if len(self.waits) == 2 else 0.0
+        self.now_s += seconds + froze_s
+        self.cpu_s += self._used_s if froze_s else 0.0
+        return False
+
+
+@pytest.mark.parametrize(("cpu_s", "waited_s"), [(0.01, 3.0), (3599.0, 1.0)])
+def test_time_in_which_the_process_was_stopped_does_not_count(
+    cpu_s: float, waited_s: float
+) -> None:
+    """And time in which something held the interpreter's lock, and computed, does."""
+    event = Frozen(cpu_s)
+    resort = LastResort(
+        3.0, lambda: None, io.StringIO(), clock=lambda: event.now_s, cpu_clock=lambda: event.cpu_s
+    )
+    resort._disarmed = event  # type: ignore[assignment]
+    assert not resort._disarmed_in_time()
+    assert sum(event.waits) == pytest.approx(waited_s)

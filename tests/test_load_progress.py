@@ -127,6 +127,19 @@ def test_a_load_that_stands_still_is_ended_with_the_phase_and_the_processes() ->
     assert "start.stall_timeout" in str(error.hint)
 
 
+@pytest.mark.parametrize(("interval_s", "frozen_s"), [(0.25, 6.0), (5.0, 400.0)])
+def test_a_load_that_was_frozen_with_its_watch_has_not_stalled(
+    interval_s: float, frozen_s: float
+) -> None:
+    """Also where the limit is short, and a gap of its length is not yet one of 10 s."""
+    judge = Judge(Sample(0.0, "loading"), interval_s)
+    now_s = interval_s
+    assert judge.still_for_s(Sample(now_s, "loading")) == now_s
+    now_s += frozen_s
+    assert judge.still_for_s(Sample(now_s, "loading")) == 0
+    assert judge.still_for_s(Sample(now_s + interval_s, "loading")) == interval_s
+
+
 def test_the_watch_itself_is_no_move() -> None:
     """It reads hundreds of files in each look."""
 

@@ -15,6 +15,7 @@ from ichat_lifecycle.adapters.proxies import proxy_for
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.redact import redact
+from ichat_lifecycle.slept import overslept
 from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle.heartbeat")
@@ -199,10 +200,15 @@ class Heartbeat:
     async def _beat(self) -> None:
         """One beat. Raises nothing but cancellation, and the TimeoutError of an outer deadline."""
         self._sent = self._snapshot().state
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + self._timeout_s
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._post(self._sent)
         except TimeoutError:
+            if overslept(due_s, loop.time()):  # nothing is known of the gateway: ask again
+                self._sent = None
+                return
             self._failed("gateway_unreachable", error=f"no answer within {self._timeout_s:g} s")
         except Exception as error:
             # Whatever it is, also in what we were given to call: the worker lives on.

@@ -28,7 +28,9 @@ BYTES_LEAST = 65536
 
 _LOOKS = 20  # per stall_timeout
 _LONGEST_INTERVAL_S = 5.0
-_GAP_S = 10.0  # a longer one between two looks: we were stopped ourselves, with the engine perhaps
+# Between two looks, and as a part of the time between them: after a longer gap we were stopped
+# ourselves, with the engine perhaps. A look reads many files, and may take long on a busy machine.
+_GAP_S, _GAP_INTERVALS = 2.0, 2
 
 _LINES_KNOWN = 100  # an echo comes soon, or is rare
 
@@ -63,14 +65,16 @@ class Judge:
 
     Args:
         first: where the load is when the watch begins.
+        interval_s: seconds between two looks.
     """
 
-    def __init__(self, first: Sample) -> None:
+    def __init__(self, first: Sample, interval_s: float = _LONGEST_INTERVAL_S) -> None:
         self._mark = self._last = first
+        self._gap_s = max(_GAP_S, _GAP_INTERVALS * interval_s)
 
     def still_for_s(self, now: Sample) -> float:
         """Seconds since the last move; 0 where this sample shows one."""
-        gap = now.at_s - self._last.at_s > _GAP_S
+        gap = now.at_s - self._last.at_s > self._gap_s
         self._last = now
         if gap or self._moved(now):
             self._mark = now
@@ -171,7 +175,7 @@ async def watch(
         # The time is that of the look: the way back from the thread may take a while.
         return await in_thread(take, "load-progress")
 
-    judge = Judge(Sample(clock(), phase()))
+    judge = Judge(Sample(clock(), phase()), interval_s)
     while True:
         await asyncio.sleep(interval_s)
         with contextlib.suppress(OSError):  # no descriptor is left, say; it is not for us to judge

@@ -27,12 +27,10 @@ from ichat_lifecycle.adapters.senses import SafeSenses, Senses
 from ichat_lifecycle.bounds import error_of, race
 from ichat_lifecycle.config import Health
 from ichat_lifecycle.ports import Fault, FaultReport, Signs, Verdict, VerdictReport
-from ichat_lifecycle.verdicts import LOOP_LAG_S, TOLERANCE_S, judge
+from ichat_lifecycle.slept import LOOKS, overslept
+from ichat_lifecycle.verdicts import TOLERANCE_S, judge
 
 log = structlog.get_logger("ichat_lifecycle.watchdog")
-
-# How often a silence is looked at, as a part of the timeout: so exactly is the last progress known.
-LOOKS = 20
 
 # Requests in flight and no progress for so long are asked about without waiting for the interval.
 STANDSTILL_S = 1.0
@@ -247,7 +245,7 @@ class EngineWatchdog:
     def _mind_lag(self, due: float) -> bool:
         """Whether our own loop was blocked: what came meanwhile lies unread, so silence is none."""
         lag_s = self._now() - due
-        if lag_s < LOOP_LAG_S:
+        if not overslept(due, self._now()):
             return False
         if self._unblocked_s < due:  # else another question has reported it
             self._unblocked_s = self._now()

@@ -21,12 +21,14 @@ from ichat_lifecycle.client.find import find_workers
 from ichat_lifecycle.client.transport import ControlClient
 from ichat_lifecycle.client.words import phase_name, reason_in_short, span
 from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.slept import overslept
 from ichat_lifecycle.states import STARTING_STATES, TABLE, State
 
 REACHED = 0
 ENDED = 75  # as the worker itself ends when it gives up
 TIMED_OUT = 124  # as timeout(1)
 
+LAST_LOOK_S = 2.0  # after a sleep of our own
 RETRY_S = 0.25
 FIND_AGAIN_S = 0.5
 
@@ -158,6 +160,12 @@ async def wait_command(
         async with asyncio.timeout(timeout_s):
             return await waiting.run(base)
     except TimeoutError:
+        # A machine that was suspended has missed the events: the document of now decides.
+        if overslept(timeout_s, waiting.judge.waited_s):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_LOOK_S):
+                    if outcome := await waiting.look_again():
+                        return outcome
         return waiting.judge.late(waiting.trouble)
 
 
@@ -167,14 +175,23 @@ class _Waiting:
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self.trouble: LifecycleError | None = None
+        self._url: str | None = None
 
     async def run(self, url: str | None) -> Outcome:
-        async with ControlClient(url or await self._appearing()) as client:
+        self._url = url or await self._appearing()
+        async with ControlClient(self._url) as client:
             while True:
                 outcome = await self._ask(client) or await self._listen(client)
                 if outcome is not None:
                     return outcome
                 await asyncio.sleep(RETRY_S)
+
+    async def look_again(self) -> Outcome | None:
+        """Ask the worker once more, where there was one; None where that decides nothing."""
+        if self._url is None:
+            return None
+        async with ControlClient(self._url) as client:
+            return await self._ask(client)
 
     async def _appearing(self) -> str:
         while True:

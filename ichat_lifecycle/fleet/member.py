@@ -26,6 +26,7 @@ from ichat_lifecycle.fleet.slots import Slots
 from ichat_lifecycle.fleet.states import RESTING, Event, Stage, row_for
 from ichat_lifecycle.journal import Journal
 from ichat_lifecycle.restart_budget import RestartBudget
+from ichat_lifecycle.slept import Silence
 from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle.fleet")
@@ -110,7 +111,8 @@ class Member:
         self._asked = _Asked()
         self._woken = asyncio.Event()
         self._may_start = False
-        self._watchdog_s = self._heard_s = 0.0
+        self._watchdog_s = 0.0
+        self._quiet: Silence | None = None  # since it was last heard of; None: for ever is fine
         self._silence = ""  # why it was killed, where that was for telling nothing
         self._budget = RestartBudget(around.restart, around.random)
 
@@ -241,7 +243,8 @@ class Member:
         self.starts += 1
         try:
             self._watchdog_s = self._around.watchdog_s
-            self._heard_s = asyncio.get_running_loop().time()
+            now_s = asyncio.get_running_loop().time()
+            self._quiet = Silence(self._watchdog_s, now_s) if self._watchdog_s else None
             self.process = self._around.launcher.launch(
                 self.plan,
                 accept_from=self._accept_from,
@@ -255,7 +258,8 @@ class Member:
             self._enter(Event.START, pid=self.process.pid)
 
     def _take_news(self, told: Told | None) -> None:
-        self._heard_s = asyncio.get_running_loop().time()
+        if self._quiet is not None:
+            self._quiet.heard(asyncio.get_running_loop().time())
         if told is None:
             return
         before, self.told = self.told.get("state"), told
@@ -279,8 +283,8 @@ class Member:
         """STARTING and SERVING: until it serves, ends, or has to."""
         process = self.process
         assert process is not None
-        left_s = self._silence_left_s()
-        if await self._news(left_s, until=self._ending(process)):
+        quiet = self._quiet if not self._silence else None
+        if await self._news(quiet.tick_s if quiet else None, until=self._ending(process)):
             said = process.last_words
             self._ended(await self._ending(process), self._silence or said)
         elif self._asked.stop is not None:
@@ -288,16 +292,10 @@ class Member:
         elif self.stage is Stage.STARTING and self.told.get("state") == State.READY:
             self._around.slots.leave(self._go)
             self._enter(Event.SERVE)
-        elif left_s is not None and left_s <= 0:
+        elif quiet is not None and quiet.too_long(asyncio.get_running_loop().time()):
             self._silence = f"it has told nothing for {self._watchdog_s:g} s"
             log.error("worker_killed", worker=self.name, reason=self._silence)
             process.kill()
-
-    def _silence_left_s(self) -> float | None:
-        """How long it may still tell nothing; None: for ever."""
-        if not self._watchdog_s or self._silence:
-            return None
-        return max(0.0, self._heard_s + self._watchdog_s - asyncio.get_running_loop().time())
 
     def _ended(self, code: int, said: str) -> None:
         """Its process has ended, unasked."""

