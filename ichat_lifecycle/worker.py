@@ -21,6 +21,7 @@ import structlog
 from ichat_lifecycle import environment
 from ichat_lifecycle.adapters import logs, standard_streams, termination_log
 from ichat_lifecycle.adapters.clock import process_age_s
+from ichat_lifecycle.adapters.host_rules import Host, warn_of_oom, warn_of_probes
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S, LastResort
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.parent import is_supervised
@@ -72,6 +73,7 @@ def serve(
         with _logging(framework, backend, stream):
             environment.log_all(notes)
             _compare_with_grace(settings, framework.grace_period)
+            _look_at_host(settings, framework.control_host)
             _run(backend, backend_argv, settings, stream)
     except Exception as error:
         termination_log.write(error, scrub=backend.secrets.scrub if backend else str)
@@ -173,6 +175,13 @@ def _renew_on_hang_up(renew: Callable[[], None], stream: TextIO) -> None:
     """Make SIGHUP a renewal, except in a terminal: there it reports that this is closed."""
     if not stream.isatty():
         signal.signal(signal.SIGHUP, lambda number, frame: renew())
+
+
+def _look_at_host(settings: Settings, control_host: str) -> None:
+    host = Host()
+    warn_of_probes(host, settings, control_host)
+    if not is_supervised(host.environ):  # its supervisor is in the same cgroup, and has warned
+        warn_of_oom(host)
 
 
 def _compare_with_grace(settings: Settings, grace_s: float) -> None:

@@ -165,7 +165,7 @@ def test_the_pods_start_may_take_as_long_as_the_worker_allows(container: dict[st
 
 @pytest.fixture
 def service() -> dict[str, str]:
-    unit = configparser.ConfigParser(delimiters="=", interpolation=None)
+    unit = configparser.ConfigParser(delimiters="=", interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # its own documented way
     unit.read(ROOT / "configs/ichat-lifecycle-worker.service")
     return dict(unit["Service"])

@@ -24,6 +24,7 @@ from ichat_lifecycle import environment
 from ichat_lifecycle.adapters import logs
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
+from ichat_lifecycle.adapters.host_rules import Host, warn_of_oom
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.notify_socket import NotifySocket
 from ichat_lifecycle.adapters.output_tail import OutputTail
@@ -394,6 +395,7 @@ def up(
         level = "info" if board is None else "warning"  # what goes well is in the table
         logs.configure(lines, as_json=board is None, scrub=str, level=level)
         environment.log_all(notes)
+        warn_of_oom(Host())
         # A server begins and ends there with each absence of a worker.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         supervisor = Supervisor(
