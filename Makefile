@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 PORT ?= 8000
 MINUTES ?= 1
+KILLS ?= 50
 FAULTS ?=
 
 TORCH := 2.13.0
@@ -71,7 +72,7 @@ $(PROMTOOL):
 	@cd .cache/promtool && $(call apt,download prometheus) && \
 	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar x ./usr/bin/promtool && rm prometheus_*.deb
 
-.PHONY: setup serve test test-fast test-matrix faults fuzz mutants lint types bench docs promtool chromium clean help
+.PHONY: setup serve test test-fast test-matrix faults fuzz mutants lint types bench soak docs promtool chromium clean help
 
 setup: .venv/.stamp-setup ## make .venv with vLLM for CPU and the development tools
 
@@ -120,6 +121,9 @@ types: $(LIGHT)/.stamp-setup ## mypy, strict
 bench: setup ## measure the time to ready, and what readers of events cost
 	@.venv/bin/python benchmarks/time_to_ready.py
 	@.venv/bin/python benchmarks/event_readers.py
+
+soak: setup ## kill the engine again and again: does anything of it stay? (KILLS=50)
+	@.venv/bin/python benchmarks/soak.py --kills $(KILLS)
 
 docs: setup ## write the generated parts of states.md
 	@.venv/bin/ichat-lifecycle docs --write states.md

@@ -5,7 +5,7 @@
 Serves a demo model, keeps it busy with short and streamed requests, and sends SIGKILL to EngineCore
 as soon as the worker has been READY under traffic. Before each kill but the first it counts what
 the worker holds: descriptors, threads, memory (PSS, in MiB), and asyncio's complaints in its log.
-Prints a line for each kill; at the end compares the last count with the one after the third
+Prints a line for each kill. At the end it compares the last count with the one after the third
 recovery, and the metrics of the main port with what they were before the last kill.
 
 Exits with 1 where descriptors, threads, or memory differ by more than 5 %, or a counter that moved
@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ ALLOWED = 0.05  # of the count after the third recovery
 REFERENCE = 3  # vLLM's and torch's own caches are warm by then
 CLIENTS = 4
 COMPLAINTS = ("Task was destroyed", "Task exception was never", "Future exception was never")
-# What moves only with what this traffic does not do.
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?P<labels>\{.*\})? (?P<value>\S+)$")
 
 
@@ -208,7 +208,7 @@ def main() -> int:
         backoff = ("--set", "restart.backoff=0.01", "--set", "restart.backoff_max=0.01")
         with worker("--model-path", str(model), *flags, *backoff) as serving:
             serving.wait_for_state("READY")
-            counts, still, loud = soak(serving, args.kills, print)
+            counts, still, loud = soak(serving, args.kills, partial(print, flush=True))
     excess = counts[-1].excess_over(counts[min(REFERENCE, len(counts)) - 1])
     print({name: f"{value:+.1%}" for name, value in excess.items()})
     print("counters that stand still:", still or "none")

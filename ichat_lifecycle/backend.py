@@ -180,7 +180,7 @@ class VLLMBackend(LifecycleBackend):
     def _compose(self, ready_event: asyncio.Event | None) -> None:
         options = self.options
         self.engine = VllmEngine(
-            lambda: self._parsed().vllm,
+            self._arguments.for_engine,
             self._layout,
             lambda: self._parsed().gpu_ids,
             options.engine_sink,
@@ -236,7 +236,6 @@ class VLLMBackend(LifecycleBackend):
         )
         builder = VllmAppBuilder(
             self.engine,
-            lambda: self._parsed().vllm,
             self._layout,
             lambda fault: self.lifecycle.post_fault(fault),  # noqa: PLW0108  # it is made later
         )

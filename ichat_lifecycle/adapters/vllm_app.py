@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from ichat_lifecycle.adapters.kept_metrics import KeptMetrics
 from ichat_lifecycle.adapters.logging_choice import LoggingChoice
 from ichat_lifecycle.adapters.refusal import App
 from ichat_lifecycle.adapters.threads import considerate, in_thread
@@ -43,18 +44,26 @@ class VllmAppBuilder:
     def __init__(
         self,
         engine: VllmEngine,
-        arguments: Callable[[], argparse.Namespace],
         layout: Callable[[], Layout],
         on_fault: FaultReport,
     ) -> None:
         self._engine = engine
-        self._arguments = arguments
         self._layout = layout
         self._on_fault = on_fault
+        self._metrics = KeptMetrics()
 
     async def build(self) -> App:
         """Registers vLLM's routes off the loop (their imports take a second), then its state."""
-        layout, namespace, client = self._layout(), self._arguments(), self._engine.client
+        with self._metrics.building():
+            app = await self._build()
+            # As Starlette does it at the first request: middleware registers its metrics in there.
+            app.middleware_stack = app.build_middleware_stack()
+        result: App = app
+        return result
+
+    async def _build(self) -> Any:
+        layout, client = self._layout(), self._engine.client
+        namespace = self._engine.namespace
         build = partial(
             layout.build_app,
             namespace,
@@ -67,8 +76,7 @@ class VllmAppBuilder:
         app.state.server = _ExitLatch(lambda: self._engine.report_error(self._on_fault))
         models = getattr(app.state, "openai_serving_models", None)
         self._engine.loras = lambda: sorted(getattr(models, "lora_requests", None) or {})
-        result: App = app
-        return result
+        return app
 
 
 def uvicorn_options(

@@ -11,6 +11,7 @@ from typing import Any
 from ichat_lifecycle import causes, environment
 from ichat_lifecycle.adapters import vllm_environment, vllm_memory
 from ichat_lifecycle.adapters.chat_template import syntax_error
+from ichat_lifecycle.adapters.fresh_arguments import fresh, generated_ids, has_ids
 from ichat_lifecycle.adapters.logging_choice import LoggingChoice, configure, of_variables
 from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
@@ -50,6 +51,12 @@ class VllmArguments:
         self._stop = threading.Event()
         self.layout: Layout | None = None
         self.parsed: ParsedArguments | None = None
+        self._generated: frozenset[str] = frozenset()
+
+    def for_engine(self) -> argparse.Namespace:
+        """A copy of the namespace for one engine and its app, with generated ids made anew."""
+        assert self.parsed is not None, "arguments are validated before BOUND"
+        return fresh(self.parsed.vllm, self._generated)
 
     async def validate(self, on_phase: PhaseReport) -> None:
         """Parses off the loop, unless `validate_now` has been called already."""
@@ -82,6 +89,9 @@ class VllmArguments:
         parsed = parse(self._framework, self._argv, parser, self._also_known)
         self.logging = configure(parsed.vllm, self.layout.configure_logging_from_args)
         self._on_logging(self.logging)
+        if has_ids(parsed.vllm):
+            again = parse(self._framework, self._argv, parser, self._also_known)
+            self._generated = generated_ids(parsed.vllm, again.vllm)
         _strip_keys(parsed.vllm)
         self._validate_with_vllm(parsed.vllm)
         self._compare_gpus(parsed)

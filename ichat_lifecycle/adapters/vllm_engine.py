@@ -27,7 +27,9 @@ from ichat_lifecycle.adapters.births import Births
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all, with_descendants
+from ichat_lifecycle.adapters.engine_remains import EngineTasks, end_zeromq, refuse_questions
 from ichat_lifecycle.adapters.engine_workers import DeathWatch, workers_of
+from ichat_lifecycle.adapters.kept_metrics import KeptMetrics
 from ichat_lifecycle.adapters.load_phases import (
     CONFIGURING,
     DOWNLOADING,
@@ -60,7 +62,7 @@ class VllmEngine:
     """One engine at a time; `start` may be called again after `release`.
 
     Args:
-        arguments: gives vLLM's validated namespace.
+        arguments: gives vLLM's validated namespace, a new copy for each engine.
         layout: gives vLLM's functions.
         gpu_ids: gives the devices to show to the engine, or None for all.
         sink: gets each line that the engine's processes print, from a thread; stderr by default.
@@ -97,6 +99,9 @@ class VllmEngine:
         self._discarded = False
         self._on_phase: PhaseReport = lambda phase, fraction: None
         self.download: download_watch.Download | None = None
+        self.namespace = argparse.Namespace()  # of this engine and its app alone
+        self._metrics = KeptMetrics()
+        self._tasks: EngineTasks | None = None
         self.client: Any = None
         self.ranks = EngineRanks(None)
         self.tasks: tuple[str, ...] = ()
@@ -117,6 +122,7 @@ class VllmEngine:
         self._abort.clear()
         self._died = self._discarded = False
         self._on_phase = on_phase
+        self._tasks = EngineTasks()
         news, sampler = load_progress.News(), load_progress.Sampler()
         watch = load_progress.watch(self._stall_timeout_s, lambda: self._phase, news, sampler)
         self._births = births = Births()
@@ -161,8 +167,9 @@ class VllmEngine:
     def _load(self, output: EngineOutput) -> Any:
         _start_resource_tracker()
         self._guard = guard = EngineGuard(output.read_fd)
-        with output.redirected(), guard.marking():
-            return self._build_client(self._layout(), self._arguments())
+        self.namespace = self._arguments()
+        with output.redirected(), guard.marking(), self._metrics.building():
+            return self._build_client(self._layout(), self.namespace)
 
     def _build_client(self, layout: Layout, namespace: argparse.Namespace) -> Any:
         self._checkpoint(CONFIGURING)
@@ -307,6 +314,8 @@ class VllmEngine:
             self._tell("vLLM reports that its engine is dead", None, on_fault)
 
     def _unwatch(self) -> None:
+        if self._tasks is not None:
+            self._tasks.hush()
         loop = asyncio.get_running_loop()
         for sentinel in self._sentinels:
             loop.remove_reader(sentinel)
@@ -328,12 +337,16 @@ class VllmEngine:
         await self._adopt_late_client()
         client, self.client = self.client, None
         self.ranks = EngineRanks(None)
+        tasks, self._tasks = self._tasks, None
         try:
+            if tasks is not None:
+                await tasks.end()  # else the output handler logs our own shutdown as an error
             if client is not None:
-                if client.output_handler is not None:
-                    client.output_handler.cancel()  # else it logs our own shutdown as an error
+                refuse_questions(client)
                 # Nothing runs any more: vLLM's own default, 0, ends its processes at once.
                 await in_thread(partial(client.shutdown, timeout=0), "engine-shutdown")
+                with contextlib.suppress(TimeoutError):
+                    await end_zeromq(client)
         finally:
             del client
             self.kill()

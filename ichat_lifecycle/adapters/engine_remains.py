@@ -1,0 +1,96 @@
+"""What a former engine would leave in this process: tasks, questions without an answer, ZeroMQ.
+
+vLLM expects its process to end with the engine, and leaves the rest to the garbage collector. Here
+the process lives on, and starts another engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import weakref
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ichat_lifecycle.adapters.threads import in_thread
+from ichat_lifecycle.errors import EngineNotUp
+
+PATIENCE_S = 1.0  # for tasks to end once cancelled, and for ZeroMQ's threads
+_POLL_S = 0.02
+
+
+class EngineTasks:
+    """vLLM's tasks on the calling loop that began with this engine: its own and its app's.
+
+    Among them are those of requests whose caller was cut off: vLLM runs each handler in a task of
+    its own, which outlives a cancellation.
+    """
+
+    def __init__(self, package: str = "vllm") -> None:
+        self._package = package
+        self._older = weakref.WeakSet(self._all())
+
+    def hush(self) -> None:
+        """Mark what they will fail with as known: the engine's end is reported elsewhere."""
+        for task in self._now():
+            task.add_done_callback(_retrieve)
+
+    async def end(self, timeout_s: float = PATIENCE_S) -> None:
+        """Cancel them all and wait for a moment."""
+        self.hush()
+        if tasks := self._now():
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=timeout_s)
+
+    def _now(self) -> set[asyncio.Task[Any]]:
+        return {task for task in self._all() if task not in self._older}
+
+    def _all(self) -> list[asyncio.Task[Any]]:
+        place = getattr(sys.modules.get(self._package), "__file__", None)
+        if place is None:
+            return []
+        folder = str(Path(place).parent)
+        return [task for task in asyncio.all_tasks() if _file_of(task).startswith(folder)]
+
+
+def _file_of(task: asyncio.Task[Any]) -> str:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return str(getattr(code, "co_filename", ""))
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def refuse_questions(client: Any) -> None:
+    """Fail whatever still waits for an answer of EngineCore, which will never come."""
+    waiting = getattr(getattr(client, "engine_core", None), "utility_results", None) or {}
+    for future in tuple(waiting.values()):
+        if isinstance(future, asyncio.Future) and not future.done():
+            future.set_exception(EngineNotUp("the engine was ended before it answered"))
+            future.exception()  # retrieved, should nobody wait for it any more
+
+
+async def end_zeromq(client: Any, timeout_s: float = PATIENCE_S) -> None:
+    """End the client's ZeroMQ context, with its threads and descriptors; bounded.
+
+    vLLM has its sockets closed on the loop, so this comes after a turn of it.
+    """
+    resources = getattr(getattr(client, "engine_core", None), "resources", None)
+    context = getattr(resources, "ctx", None)
+    if context is None or getattr(context, "closed", True):
+        return
+    async with asyncio.timeout(timeout_s):
+        while any(not socket.closed for socket in _sockets(resources)):
+            await asyncio.sleep(_POLL_S)
+        with contextlib.suppress(Exception):  # it ends with its last reference otherwise
+            await in_thread(partial(context.destroy, linger=0), "zeromq-end")
+
+
+def _sockets(resources: Any) -> list[Any]:
+    found = [value for name, value in vars(resources).items() if name.endswith("_socket")]
+    return [socket for socket in found if socket is not None]
