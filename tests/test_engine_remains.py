@@ -21,9 +21,11 @@ import asyncio
 async def wait():
     await asyncio.Event().wait()
 
-async def fail():
-    await asyncio.sleep(0)
-    raise RuntimeError("EngineDeadError")
+class EngineDeadError(Exception):
+    pass
+
+async def fail(error):
+    raise error
 
 async def stay():
     try:
@@ -62,22 +64,33 @@ def test_tasks_that_began_with_the_engine_end_with_it_and_no_others(package: Mod
     asyncio.run(script())
 
 
+@pytest.mark.parametrize("embedded", [True, False], ids=["their handler", "no handler"])
 def test_a_handler_that_fails_because_its_engine_is_gone_is_no_complaint(
-    package: ModuleType,
+    package: ModuleType, caplog: pytest.LogCaptureFixture, embedded: bool
 ) -> None:
-    complaints: list[dict[str, Any]] = []
+    """It may have ended before its caller was cut off, so that nobody has looked at its error."""
+    complaints: list[BaseException] = []
+
+    def theirs(loop: asyncio.AbstractEventLoop, told: dict[str, Any]) -> None:
+        complaints.append(told["exception"])
 
     async def script() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(theirs if embedded else None)
         tasks = EngineTasks("likevllm")
-        cut_off = asyncio.create_task(package.fail())  # nobody awaits it any more
-        tasks.hush()
-        await asyncio.wait({cut_off})
-        del cut_off
+        for error in (package.EngineDeadError(), ValueError("another")):
+            cut_off = asyncio.create_task(package.fail(error))  # nobody awaits it
+            await asyncio.wait({cut_off})
+            del cut_off
         await tasks.end()
+        tasks.close()
+        assert loop.get_exception_handler() is (theirs if embedded else None)
 
     asyncio.run(script())
-    assert complaints == []
+    if embedded:
+        assert [str(error) for error in complaints] == ["another"]
+    else:
+        assert caplog.text.count("never retrieved") == 1
 
 
 def test_a_task_that_ignores_its_cancellation_holds_nobody_up(package: ModuleType) -> None:

@@ -195,21 +195,24 @@ class Engine:
     tasks = ("generate",)
     client = SimpleNamespace(model_config="a configuration")
 
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
 
-def test_the_app_is_built_of_the_namespace_itself() -> None:
+
+def test_the_app_is_built_of_its_engines_own_namespace() -> None:
     """And so is its state: whatever vLLM reads there is what the user gave."""
     given, seen = Namespace(), []
 
     def build_app(args: Namespace, supported_tasks: Any, model_config: Any) -> Any:
         seen.append((args, supported_tasks, model_config))
-        return SimpleNamespace(state=SimpleNamespace())
+        return SimpleNamespace(state=SimpleNamespace(), build_middleware_stack=lambda: None)
 
     async def init_app_state(client: Any, state: Any, args: Namespace, tasks: Any) -> None:
         seen.append((args, tasks, client.model_config))
 
     layout = Layout("0", {"build_app": build_app, "init_app_state": init_app_state})
-    engine: Any = Engine()
-    builder = vllm_app.VllmAppBuilder(engine, lambda: given, lambda: layout, lambda fault: None)
+    engine: Any = Engine(given)
+    builder = vllm_app.VllmAppBuilder(engine, lambda: layout, lambda fault: None)
     asyncio.run(builder.build())
     assert [args is given for args, *_ in seen] == [True, True]
     assert seen[0][1:] == seen[1][1:] == (("generate",), "a configuration")

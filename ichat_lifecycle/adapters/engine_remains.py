@@ -17,6 +17,8 @@ from typing import Any
 from ichat_lifecycle.adapters.threads import in_thread
 from ichat_lifecycle.errors import EngineNotUp
 
+# What each request of a dead engine ends with; its caller has got an error of the gate's.
+_DEAD = "EngineDeadError"
 PATIENCE_S = 1.0  # for tasks to end once cancelled, and for ZeroMQ's threads
 _POLL_S = 0.02
 
@@ -25,23 +27,37 @@ class EngineTasks:
     """vLLM's tasks on the calling loop that began with this engine: its own and its app's.
 
     Among them are those of requests whose caller was cut off: vLLM runs each handler in a task of
-    its own, which outlives a cancellation.
+    its own, which outlives a cancellation. Until `close`, an error of such a task that nobody waits
+    for any more is no complaint in the log: the engine's end is reported elsewhere.
     """
 
     def __init__(self, package: str = "vllm") -> None:
         self._package = package
         self._older = weakref.WeakSet(self._all())
+        self._loop = asyncio.get_running_loop()
+        self._handler = self._loop.get_exception_handler()
+        self._own_handler = self._on_exception  # one object, to be known again
+        self._loop.set_exception_handler(self._own_handler)
 
-    def hush(self) -> None:
-        """Mark what they will fail with as known: the engine's end is reported elsewhere."""
-        for task in self._now():
-            task.add_done_callback(_retrieve)
+    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        kind = type(context.get("exception"))
+        if kind.__name__ == _DEAD and kind.__module__.startswith(self._package):
+            return
+        if self._handler is not None:
+            self._handler(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    def close(self) -> None:
+        """Put back the loop's own handler of exceptions, unless somebody has set another."""
+        if self._loop.get_exception_handler() is self._own_handler:
+            self._loop.set_exception_handler(self._handler)
 
     async def end(self, timeout_s: float = PATIENCE_S) -> None:
         """Cancel them all and wait for a moment."""
-        self.hush()
         if tasks := self._now():
             for task in tasks:
+                task.add_done_callback(_retrieve)
                 task.cancel()
             await asyncio.wait(tasks, timeout=timeout_s)
 

@@ -314,8 +314,6 @@ class VllmEngine:
             self._tell("vLLM reports that its engine is dead", None, on_fault)
 
     def _unwatch(self) -> None:
-        if self._tasks is not None:
-            self._tasks.hush()
         loop = asyncio.get_running_loop()
         for sentinel in self._sentinels:
             loop.remove_reader(sentinel)
@@ -358,6 +356,8 @@ class VllmEngine:
             # By itself nothing would collect it: what a start imports is loaded with the collector
             # off, and is frozen afterwards, with all the garbage there is.
             gc.collect()
+            if tasks is not None:
+                tasks.close()
 
     async def _end_load(self, loading: Threaded[Any]) -> None:
         """A load ends only when its processes do, after which vLLM's constructor raises."""
