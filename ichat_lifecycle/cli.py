@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
 import os
-import select
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from ichat_lifecycle.adapters import standard_streams
+from ichat_lifecycle.adapters import closed_output, standard_streams
 
 if TYPE_CHECKING:
     from ichat_lifecycle.config import Settings
@@ -31,7 +28,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         _main(argv)
     except OSError as error:
-        _end_without_a_reader(error)
+        closed_output.end_without_a_reader(error)
         raise
 
 
@@ -40,7 +37,7 @@ def _main(argv: list[str] | None) -> NoReturn:
     # From the first moment on, a signal before anything has started is a clean end.
     signal.signal(signal.SIGTERM, _end_before_start)
     signal.signal(signal.SIGINT, _end_before_start)
-    with _flushing():  # what --help has printed
+    with closed_output.flushing():  # what --help has printed
         args, rest = build_parser().parse_known_args(argv)
     args.typed = (sys.argv[1:] if argv is None else argv)[1:]  # after the command
     if args.command != "serve":
@@ -48,37 +45,9 @@ def _main(argv: list[str] | None) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if rest and args.command != "serve":
         build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    with _flushing():
+    with closed_output.flushing():
         code = args.run(args, rest)
     sys.exit(code)
-
-
-@contextlib.contextmanager
-def _flushing() -> Iterator[None]:
-    """What was printed is written now: at the interpreter's end nobody could catch a failure."""
-    try:
-        yield
-    finally:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-
-
-def _end_without_a_reader(error: OSError) -> None:
-    """Ends the process where stdout is a pipe that nobody reads, or a file on a full disk; returns
-    where the error is another one."""
-    if error.errno == errno.EPIPE and _nobody_reads_stdout():
-        os._exit(0)  # without the interpreter's own try to write what is left
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-        print(f"{PROGRAM}: error: the output cannot be written: {error.strerror}", file=sys.stderr)
-        os._exit(71)
-
-
-def _nobody_reads_stdout() -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
-        return any(events & select.POLLERR for _, events in poll.poll(0))
-    return False
 
 
 def _end_before_start(number: int, frame: FrameType | None) -> None:

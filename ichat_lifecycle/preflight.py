@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.adapters import vllm_memory
-from ichat_lifecycle.adapters.logging_choice import FILE_FLAG, FILE_VARIABLE, check_file
+from ichat_lifecycle.adapters.logging_choice import FILE_FIELD, FILE_FLAG, FILE_VARIABLE, check_file
 from ichat_lifecycle.adapters.sockets import check_listening
 from ichat_lifecycle.arguments import (
     PORT_MAX,
@@ -172,10 +172,13 @@ def refuse_early(
     if (ids := both.get("gpu-ids")) is not None:
         gpu_ids_of(ids, "--gpu-ids")
     refuse_flags(both.get)
-    if flagged := both.get("log-config-file"):
-        check_file(str(flagged), FILE_FLAG, environment)
-    elif path_given := environment.get(FILE_VARIABLE):
-        check_file(path_given, FILE_VARIABLE, environment)
+    sources = {
+        FILE_FLAG: both.get("log-config-file"),
+        FILE_FIELD: both.get(FILE_FIELD),
+        FILE_VARIABLE: environment.get(FILE_VARIABLE),
+    }
+    if (source := next((name for name, given in sources.items() if given), None)) is not None:
+        check_file(str(sources[source]), source, environment)
 
 
 def _models(found: Skimmed) -> Iterator[Given]:

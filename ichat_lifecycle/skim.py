@@ -65,6 +65,8 @@ def _flag(token: str, found: Skimmed) -> tuple[str, int]:
     switch = row is not None and row.switch
     dotted = "." in plain
     if dotted:  # a part of a JSON value
+        if equals:
+            found.given[flag] = value
         return flag, 0 if equals else 1
     found.given[name] = value if equals else not flag.startswith("--no-")
     if switch or equals:

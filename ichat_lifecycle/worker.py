@@ -131,9 +131,11 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
             level=given.lifecycle_log_level,
             start_id=backend.start_id,
         )
+        logging.captureWarnings(True)  # Python's own, of vLLM's deprecated flags for example
         try:
             yield
         finally:
+            logging.captureWarnings(False)
             lines.close()
             # Not none: without any, Python prints warnings of threads that are left to stderr.
             logging.getLogger().handlers[:] = [logging.NullHandler()]

@@ -34,6 +34,7 @@ def run(words: str, tmp_path: Path, stdout: int) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-m", "ichat_lifecycle", *words.split()],
         cwd=tmp_path,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,

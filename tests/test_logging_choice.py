@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +16,19 @@ from typing import Any
 import pytest
 import structlog
 import uvicorn
-from test_logs import configured, logging_is_put_back
+from test_logs import Stream, configured, logging_is_put_back
 
+from ichat_lifecycle import worker
 from ichat_lifecycle.adapters import logs
 from ichat_lifecycle.adapters.logging_choice import LoggingChoice, configure, of_variables
+from ichat_lifecycle.backend import Options, VLLMBackend
+from ichat_lifecycle.cli import build_parser
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.preflight import refuse_early
 
 __all__ = ["logging_is_put_back"]  # a fixture
 
+FIELD = "--logging-config.pylogging_config_file"
 FLAGS = {
     "disable_uvicorn_access_log": False,
     "disable_access_log_for_endpoints": None,
@@ -177,20 +182,28 @@ def test_a_file_that_cannot_be_applied_is_a_bad_argument(
         choice_of(log_config_file=str(path))
 
 
-@pytest.mark.parametrize("flagged", [True, False])
+@pytest.mark.parametrize(
+    ("words", "source"),
+    [
+        ("--log-config-file PATH", "--log-config-file"),
+        ("--log_config_file=PATH", "--log-config-file"),
+        ("--logging-config.pylogging_config_file PATH", FIELD),
+        ("--logging-config.pylogging_config_file=PATH", FIELD),
+        ("", "VLLM_LOGGING_CONFIG_PATH"),
+    ],
+)
 @pytest.mark.parametrize("text", ["{", "[]", None])
 def test_a_file_that_is_not_one_is_refused_early(
-    tmp_path: Path, flagged: bool, text: str | None
+    tmp_path: Path, words: str, source: str, text: str | None
 ) -> None:
     path = tmp_path / "logging.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    argv = ["m", "--log-config-file", str(path)] if flagged else ["m"]
-    environment = {} if flagged else {"VLLM_LOGGING_CONFIG_PATH": str(path)}
+    argv = ["m", *words.replace("PATH", str(path)).split()]
+    environment = {} if words else {"VLLM_LOGGING_CONFIG_PATH": str(path)}
     kind = InputMissingError if text is None else ArgumentsError
     with pytest.raises(kind) as caught:
         refuse_early(Namespace(), argv, environment)
-    source = "--log-config-file" if flagged else "VLLM_LOGGING_CONFIG_PATH"
     assert caught.value.message.startswith(f"{source} {path}: ")
 
 
@@ -215,6 +228,19 @@ def test_a_lower_level_of_vllms_is_the_engines_too(variable: str | None, logged:
     for level, text in (("DEBUG", "fine"), ("INFO", "one")):
         logs.log_engine_line(f"(EngineCore pid=7) {level} 11-22 16:00:00 [core.py:1] {text}")
     assert [d["event"] for d in stream.documents()] == logged
+
+
+def test_pythons_warnings_are_lines_like_any_other() -> None:
+    """vLLM warns in this way about flags that it will remove."""
+    args, _ = build_parser().parse_known_args(["serve", "m", "--lifecycle-log-format", "json"])
+    backend = VLLMBackend(args, ["m"], options=Options(defer_parsing=True))
+    stream = Stream()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with worker._logging(args, backend, stream):
+            warnings.warn("--a is deprecated", UserWarning, stacklevel=1)
+    assert "--a is deprecated" in stream.document()["event"]
+    assert stream.document()["level"] == "warning"
 
 
 # --- the same with vLLM itself

@@ -14,6 +14,7 @@ from typing import Any
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 
 ACCESS = "uvicorn.access"
+FILE_FIELD = "--logging-config.pylogging_config_file"
 FILE_FLAG, FILE_VARIABLE = "--log-config-file", "VLLM_LOGGING_CONFIG_PATH"
 SWITCH_VARIABLE, LEVEL_VARIABLE = "VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_LEVEL"
 
@@ -63,7 +64,7 @@ def configure(
                 dictConfig(json.loads(Path(file).read_text(encoding="utf-8")))
     except Exception as error:  # whatever the classes that a file names raise
         raise ArgumentsError(
-            f"the logging configuration cannot be applied: {error}",
+            f"the logging configuration cannot be applied: {_words(error)}",
             root_cause=repr(error.__cause__) if error.__cause__ else None,
             hint=f"correct the file of {FILE_FLAG} or {FILE_VARIABLE}",
         ) from error
@@ -76,6 +77,13 @@ def configure(
     )
     _silence(choice.quiet_paths)
     return choice
+
+
+def _words(error: Exception) -> str:
+    """vLLM gives some of its errors a format and what belongs into that."""
+    if len(error.args) > 1 and str(error.args[0]).count("%s") == len(error.args) - 1:
+        return str(error.args[0]) % error.args[1:]
+    return str(error)
 
 
 class _QuietPaths(logging.Filter):
