@@ -43,7 +43,7 @@ signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGINT, lambda *_: None)
 signal.set_wakeup_fd(wake_write)
 null = os.stat(os.devnull).st_rdev
-births = Births()
+births = Births(lambda pid: False)
 
 births_pipe = os.fstat(births.write_fd)
 def has_births_pipe(fd):

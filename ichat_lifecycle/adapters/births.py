@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,14 @@ class Birth:
 
 
 class Births:
-    """The births of one load. Read by one thread at a time; `close` ends the listening."""
+    """The births of one load. Read by one thread at a time; `close` ends the listening.
 
-    def __init__(self) -> None:
+    Args:
+        belongs: whether a process carries the engine's mark; asked of a group without its leader.
+    """
+
+    def __init__(self, belongs: Callable[[int], bool]) -> None:
+        self._belongs = belongs
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._born: dict[int, Birth] = {}
 
@@ -80,9 +85,21 @@ class Births:
         """Send SIGKILL to each group that is still the engine's."""
         self.read()
         for birth in tuple(self._born.values()):
-            if _is_still_ours(birth):
+            if self._is_still_ours(birth):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(birth.pid, signal.SIGKILL)
+
+    def _is_still_ours(self, birth: Birth) -> bool:
+        """Whether the group is the one that was born.
+
+        While a group has members, the kernel gives its number to no new process. A group that is
+        new under the same number has a leader of another start time, or, with that gone, members
+        without the engine's mark. Without a mark orphans are left to the guardian.
+        """
+        leader = _Status.of(birth.pid)
+        if leader is not None:
+            return leader.started == birth.started
+        return all(self._belongs(pid) for pid in _members(birth.pid))
 
 
 def report(write_fd: int) -> None:
@@ -118,26 +135,12 @@ def _descends_from_us(process: _Status) -> bool:
     return False
 
 
-def _is_still_ours(birth: Birth) -> bool:
-    """Whether the group is the one that was born.
-
-    While a group has members, the kernel gives its number to no new process: where the leader is
-    gone, whoever is in it belongs to it. A group that is new under the same number has a leader of
-    another start time, or, with that gone, members of another session than ours.
-    """
-    leader = _Status.of(birth.pid)
-    if leader is not None:
-        return leader.started == birth.started
-    ours = os.getsid(0)
-    return all(member.session == ours for member in _members(birth.pid))
-
-
-def _members(group: int) -> Iterator[_Status]:
+def _members(group: int) -> Iterator[int]:
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
             seen = _Status.of(int(entry.name))
             if seen is not None and seen.group == group:
-                yield seen
+                yield int(entry.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ichat_lifecycle.adapters.engine_lines import EngineLines
+from ichat_lifecycle.adapters.guardian import prints_into
 from ichat_lifecycle.adapters.line_splitter import LineSplitter
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.standard_streams import ESCAPED
@@ -50,6 +51,7 @@ class EngineOutput:
         self._stderr = _Stderr() if sink is None else None
         self._sink = self._stderr.write_line if self._stderr else (sink or print)
         self._read_fd, self._write_fd = os.pipe()
+        self._pipe = os.fstat(self._read_fd)
         self._lines = EngineLines()
         self._thread = threading.Thread(target=self._read, name="engine-output", daemon=True)
         self._thread.start()
@@ -72,6 +74,10 @@ class EngineOutput:
     def read_fd(self) -> int:
         """The reading end of the pipe; the reader closes it at the end of file."""
         return self._read_fd
+
+    def is_of(self, pid: int) -> bool:
+        """Whether a process prints into this pipe, as all of the engine's do."""
+        return prints_into(pid, self._pipe)
 
     @property
     def at_end(self) -> bool:

@@ -82,7 +82,7 @@ def marked(marker: str, pipe: os.stat_result, spared: set[int]) -> set[Process]:
     found = {
         pid
         for pid in parents.keys() - spared
-        if _prints_into(pid, pipe) or _has_variable(pid, environment)
+        if prints_into(pid, pipe) or _has_variable(pid, environment)
     }
     grown = True
     while grown:
@@ -130,7 +130,8 @@ def _has_variable(pid: int, variable: bytes) -> bool:
         return False  # gone, or another user's
 
 
-def _prints_into(pid: int, pipe: os.stat_result) -> bool:
+def prints_into(pid: int, pipe: os.stat_result) -> bool:
+    """Whether the standard output or error of a process is this pipe."""
     for fd in ("1", "2"):
         with contextlib.suppress(OSError):
             if os.path.samestat((_PROC / str(pid) / "fd" / fd).stat(), pipe):

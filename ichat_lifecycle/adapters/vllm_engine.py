@@ -125,7 +125,7 @@ class VllmEngine:
         self._tasks = EngineTasks()
         news, sampler = load_progress.News(), load_progress.Sampler()
         watch = load_progress.watch(self._stall_timeout_s, lambda: self._phase, news, sampler)
-        self._births = births = Births()
+        self._births = births = Births(self._prints_here)
         loop = asyncio.get_running_loop()
         loop.add_reader(births.read_fd, births.read)
         downloads = asyncio.create_task(self._watch_download(), name="download-watch")
@@ -139,6 +139,9 @@ class VllmEngine:
             # A load that was given up may still fork in its thread: `release` waits for that.
             if not self._loading_runs:
                 births.close()
+
+    def _prints_here(self, pid: int) -> bool:
+        return self._output is not None and self._output.is_of(pid)
 
     @property
     def _loading_runs(self) -> bool:
