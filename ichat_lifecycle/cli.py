@@ -272,6 +272,7 @@ def _with_config_file(typed: list[str], rest: list[str]) -> argparse.Namespace:
         ArgumentsError, InputMissingError: the file cannot be used; a value in it is wrong.
     """
     from ichat_lifecycle.arguments import as_flag, config_path, read_config
+    from ichat_lifecycle.config_scalars import check_config
     from ichat_lifecycle.errors import ArgumentsError
 
     path = config_path(rest)
@@ -279,6 +280,8 @@ def _with_config_file(typed: list[str], rest: list[str]) -> argparse.Namespace:
     keys = read_config(path) if path is not None else {}
     ours = {as_flag(key): value for key, value in keys.items() if as_flag(key) in known}
     parser = _serve_parser(_FileParser)
+    if path is not None:
+        check_config(path, keys, parser)
     try:
         words = (word for flag, value in ours.items() for word in _words(flag, value))
         found = parser.parse_args(list(words))

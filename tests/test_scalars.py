@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ichat_lifecycle import cli
 from ichat_lifecycle.arguments import parse
 from ichat_lifecycle.config import load_settings
 from ichat_lifecycle.document import VALUES_MAX, Document
@@ -319,6 +320,19 @@ def test_other_values_that_would_change_are_errors_too(line: str) -> None:
 )
 def test_a_config_file_without_surprises_is_taken(line: str, name: str, value: Any) -> None:
     assert getattr(from_config(line), name) == value
+
+
+@pytest.mark.parametrize("line", ["control-token: 012345", "worker_id: 3.10", "control-port: 012"])
+def test_a_flag_of_ours_in_a_config_file_is_no_exception(line: str) -> None:
+    """Known before vLLM's import."""
+    Path("vllm.yaml").write_text(f"model: org/m\n{line}\n")
+    words = ["--config", "vllm.yaml"]
+    with pytest.raises(ArgumentsError) as caught:
+        cli._with_config_file(words, words)
+    said = caught.value.line()
+    assert said.startswith("--config vllm.yaml:2:1: ")
+    assert "12345" not in said
+    assert "5349" not in said
 
 
 def test_a_secret_in_a_config_file_is_not_shown() -> None:
