@@ -233,6 +233,7 @@ class VLLMBackend(LifecycleBackend):
             self._answer_own_route,
             lambda: retry_after_s(self.lifecycle),
             settings.http,
+            lambda: builder.background_tasks(),  # noqa: PLW0108  # it is made later
         )
         builder = VllmAppBuilder(
             self.engine,

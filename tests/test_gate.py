@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -97,7 +97,14 @@ class Bench:
 
     def __init__(self, state: State, app: App | None = engine_app, **http: Any) -> None:
         self.snapshot = Snapshot(state, NOW, 0.0)
-        self.gate = Gate(lambda: self.snapshot, own_app, lambda: 7, Http(**http))
+        self.background: list[asyncio.Task[Any]] = []
+        self.gate = Gate(
+            lambda: self.snapshot,
+            own_app,
+            lambda: 7,
+            Http(**http),
+            lambda: [task for task in self.background if not task.done()],
+        )
         self.gate.app = app
 
     def call(
@@ -764,5 +771,42 @@ def test_no_other_request_passes_for_one(method: str, path: str) -> None:
         assert bench.gate.admin_request(asyncio.get_running_loop().time() + 60) == ""
         release.set()
         await task
+
+    asyncio.run(scenario())
+
+
+# --- what goes on in the background
+
+
+def test_a_drain_waits_for_what_goes_on_in_the_background() -> None:
+    """And for what that leaves behind; meanwhile its answer can be asked for, and nothing else."""
+
+    async def scenario() -> None:
+        bench, release = Bench(State.READY), asyncio.Event()
+        bench.background = [asyncio.create_task(release.wait()) for _ in range(2)]
+        assert bench.gate.in_flight == 2
+        bench.snapshot = replace(bench.snapshot, state=State.STOPPING)
+        drained = asyncio.create_task(bench.gate.drained())
+        done, _ = await asyncio.wait({drained}, timeout=0.05)
+        assert not done
+        assert passed(await bench.ask("/v1/responses/resp_1"))
+        for path, method in (("/v1/responses", "POST"), ("/v1/models", "GET")):
+            assert_refused(await bench.ask(path, method), State.STOPPING)
+        assert_refused(await bench.ask("/v1/responses/resp_1", "POST"), State.STOPPING)
+        release.set()
+        await drained
+        assert bench.gate.in_flight == 0
+        assert_refused(await bench.ask("/v1/responses/resp_1"), State.STOPPING)
+
+    asyncio.run(scenario())
+
+
+def test_a_cut_ends_what_goes_on_in_the_background() -> None:
+    async def scenario() -> None:
+        bench = Bench(State.READY)
+        bench.background = [asyncio.create_task(asyncio.Event().wait())]
+        await bench.gate.cut()
+        assert bench.background[0].cancelled()
+        await bench.gate.drained()
 
     asyncio.run(scenario())

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ PING_PATH = "/ping"
 HEALTH_PATHS = frozenset({"/health", PING_PATH})
 OWN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/lifecycle"})
 MODELS_PATH = "/v1/models"
+RESPONSES_PATH = "/v1/responses"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 READING_METHODS = frozenset({"GET", "HEAD"})
 
@@ -70,6 +71,7 @@ class Gate:
         own_app: answers the lifecycle's read-only routes on the main port.
         retry_after: seconds to name in `Retry-After`.
         http: what /health and GET /v1/models mean outside READY.
+        background: gives the tasks of requests that were answered at once and are not done.
 
     Attributes:
         root_path: the prefix that vLLM's app strips from paths (`--root-path`). All decisions are
@@ -82,12 +84,14 @@ class Gate:
         own_app: App,
         retry_after: Callable[[], int],
         http: Http | None = None,
+        background: Callable[[], Collection[asyncio.Task[Any]]] = tuple,
     ) -> None:
         self._snapshot = snapshot
         self._own_app = own_app
         self._retry_after = retry_after
         self._settings = http or Http()
         self._headers: AnswerHeaders | None = None
+        self._background = background
         self._requests: set[_Request] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -98,8 +102,11 @@ class Gate:
 
     @property
     def in_flight(self) -> int:
-        """Requests that passed and are not answered in full; the worker's own never come here."""
-        return len(self._requests)
+        """Requests that passed and are not answered in full; the worker's own never come here.
+
+        Those that were answered at once and go on in the background count until they are done.
+        """
+        return len(self._requests) + len(self._background())
 
     def require_keys(self, keys: tuple[str, ...]) -> None:
         """The API keys that the read-only routes on the main port ask for, if any."""
@@ -161,7 +168,9 @@ class Gate:
         method, state = scope["method"], self._snapshot().state
         if state is State.READY:
             return method in SAFE_METHODS or not _is_crowded(scope)
-        if state is State.STOPPING or is_one_of(scope["path"], self.root_path, HEALTH_PATHS):
+        if state is State.STOPPING:
+            return _is_stored_response(path) and method in READING_METHODS and self._draining()
+        if is_one_of(scope["path"], self.root_path, HEALTH_PATHS):
             return False
         gated = self._settings.models == "gated" and _is_models_path(path)
         if gated and method != "OPTIONS":
@@ -169,6 +178,10 @@ class Gate:
         if method in SAFE_METHODS or path in vllm_routes.WAKING:
             return True
         return state is State.DEGRADED and vllm_routes.passes_while_degraded(path)
+
+    def _draining(self) -> bool:
+        """Whether a request goes on in the background: its answer is there for who asks for it."""
+        return bool(self._background())
 
     def _has_key(self, scope: Scope) -> bool:
         if not self._key_hashes:
@@ -227,14 +240,22 @@ class Gate:
 
     async def drained(self) -> None:
         """Returns once nothing is in flight."""
-        await self._empty.wait()
+        while not self._empty.is_set() or self._background():
+            await self._empty.wait()
+            if tasks := self._background():
+                await asyncio.wait(tasks)
 
     async def cut(self) -> None:
         """Ends everything in flight, each with an explicit error, and waits for that."""
         for request in tuple(self._requests):
             request.cut = True
             request.task.cancel()
+        tasks = self._background()
+        for task in tasks:
+            task.cancel()
         await self._empty.wait()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _end_cut(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._unavailable(f"The request was cut: {self._why()}")
@@ -288,6 +309,10 @@ def _is_crowded(scope: Scope) -> bool:
 
 def _is_own_path(path: str) -> bool:
     return path in OWN_PATHS or path.startswith("/lifecycle/")
+
+
+def _is_stored_response(path: str) -> bool:
+    return path.startswith(f"{RESPONSES_PATH}/")
 
 
 def _is_models_path(path: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -51,6 +53,16 @@ class VllmAppBuilder:
         self._layout = layout
         self._on_fault = on_fault
         self._metrics = KeptMetrics()
+        # Weakly: through it the app keeps its engine, which has to go when that is replaced.
+        self._responses: Callable[[], Any] = lambda: None
+
+    def background_tasks(self) -> tuple[asyncio.Task[Any], ...]:
+        """Requests to /v1/responses with `background` that are not done.
+
+        They were answered at once, and go on as tasks that vLLM keeps by the response's id.
+        """
+        tasks = getattr(self._responses(), "background_tasks", None)
+        return tuple(task for task in (tasks or {}).values() if not task.done())
 
     async def build(self) -> App:
         """Registers vLLM's routes off the loop (their imports take a second), then its state."""
@@ -76,6 +88,8 @@ class VllmAppBuilder:
         app.state.server = _ExitLatch(lambda: self._engine.report_error(self._on_fault))
         models = getattr(app.state, "openai_serving_models", None)
         self._engine.loras = lambda: sorted(getattr(models, "lora_requests", None) or {})
+        responses = getattr(app.state, "openai_serving_responses", None)
+        self._responses = weakref.ref(responses) if responses is not None else lambda: None
         return app
 
 
