@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters.compile_watch import CompileWatch, compiler_in
 
@@ -132,9 +133,30 @@ def test_what_cannot_be_seen_in_time_is_not_seen(start: Start, tmp_path: Path) -
     assert compiling(start("compiles").pid, py_spy="/nowhere/py-spy") == ""
 
 
+def test_that_nobody_may_look_is_logged_once(start: Start, tmp_path: Path) -> None:
+    refused, said = tmp_path / "py-spy", "Error: Permission Denied: Try running again"
+    refused.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    refused.chmod(0o755)
+    pids = [start("waits").pid, start("compiles").pid]
+    watch = CompileWatch(lambda: pids, LIMIT_S, str(refused))
+    with capture_logs() as logs:
+        assert [asyncio.run(watch.compiling()) for _ in range(2)] == ["", ""]
+    (line,) = [line for line in logs if line["event"] == "stacks_unreadable"]
+    assert line["error"] == said
+    assert "ptrace_scope" in line["hint"]
+
+
+def test_that_one_of_several_has_gone_is_not_logged(start: Start) -> None:
+    pids = [start("waits").pid, start("compiles").pid]
+    with capture_logs() as logs:
+        asyncio.run(CompileWatch(lambda: pids, LIMIT_S).compiling())
+    assert logs == []
+
+
 @pytest.mark.parametrize(
     ("line", "compiler"),
     [
+        ("    _load_adapter (vllm/lora/worker_manager.py:113)", "the load of a LoRA adapter"),
         ("    __call__ (torch/_dynamo/convert_frame.py:1411)", "torch.compile"),
         ("    compile (triton/compiler/compiler.py:320)", "Triton"),
         ("    build_and_load (flashinfer/jit/core.py:279)", "FlashInfer"),

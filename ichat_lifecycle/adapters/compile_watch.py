@@ -15,14 +15,19 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+import structlog
 
 from ichat_lifecycle.adapters.process_view import PySpy
 from ichat_lifecycle.adapters.threads import in_thread
 
+log = structlog.get_logger("ichat_lifecycle.watchdog")
+
+ERROR_MAX = 300  # characters of what py-spy prints
 LIMIT_S = 1.0  # py-spy takes 0.02 to 0.1 s for a process
 
 # What stands in a stack as long as a compiler works, and not while its code runs.
 COMPILERS = {
+    "_load_adapter (vllm/lora/worker_manager.py:": "the load of a LoRA adapter",
     "(torch/_dynamo/convert_frame.py:": "torch.compile",
     "compile (triton/compiler/compiler.py:": "Triton",
     "(flashinfer/jit/": "FlashInfer",
@@ -57,6 +62,7 @@ class CompileWatch:
         self._processes = processes
         self._limit_s = limit_s
         self._py_spy = py_spy
+        self._told_unreadable = False
 
     async def compiling(self) -> str:
         """The compiler that is at work; "" where there is none, or that cannot be seen in time.
@@ -81,10 +87,25 @@ class CompileWatch:
         spies = [PySpy(pid, self._py_spy) for pid in pids]
         try:
             stacks = [spy.stacks(until_mono_s - time.monotonic()) for spy in spies]
+            if spies and all(spy.refused for spy in spies):
+                self._tell_unreadable(stacks)
         finally:
             for spy in spies:
                 spy.close()
         return compiler_in("\n".join(stacks))
+
+    def _tell_unreadable(self, stacks: Sequence[str]) -> None:
+        """Once: a compiler that runs in Python alone will pass for a hang."""
+        if self._told_unreadable or not any(stacks):
+            return
+        self._told_unreadable = True
+        log.warning(
+            "stacks_unreadable",
+            error=" ".join(stacks[0].split())[:ERROR_MAX],
+            hint="an engine that compiles in Python may be taken for one that hangs; install "
+            "py-spy and allow tracing (kernel.yama.ptrace_scope, CAP_SYS_PTRACE, seccomp), or "
+            "raise health.give_up_after",
+        )
 
 
 def _name(pid: int) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from ichat_lifecycle.adapters import guardian
+from ichat_lifecycle.adapters import guardian, tracing
 
 log = structlog.get_logger("ichat_lifecycle.engine")
 
@@ -91,7 +91,7 @@ class EngineGuard:
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:
         """What is executed within carries our marker, and makes its sockets in our directory."""
-        variables = {guardian.VARIABLE: self._marker}
+        variables = {guardian.VARIABLE: self._marker, tracing.VARIABLE: str(os.getpid())}
         if self._directory:
             variables[SOCKETS] = self._directory
         before = {name: os.environ.get(name) for name in variables}

@@ -143,6 +143,11 @@ class PySpy:
             return f"py-spy: {error}\n"
         return printed.decode(errors="replace")
 
+    @property
+    def refused(self) -> bool:
+        """Whether it has ended and could not read the stacks."""
+        return self._running is None or bool(self._running.returncode)
+
     def kill(self) -> None:
         """Ends it. Safe at any time, from any thread."""
         if self._running is not None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import os
 import platform
 import sys
+
+from ichat_lifecycle.adapters import tracing
 
 # Linux, Documentation/arch/x86/xstate.rst: AMX's tile registers are had only by those who ask.
 _ARCH_PRCTL = 158
@@ -21,12 +24,14 @@ _STDERR = 2
 
 
 def prepare() -> None:
-    """Makes native code's end tell its cause, and one such end impossible. Doing it twice is safe.
+    """Prepare a process of the engine to be looked at, also after its end. Safe to call again.
 
-    A process that ends by SIGSEGV or SIGILL says nothing by itself, and of a worker, which is not
-    our child, we do not learn the signal either. With faulthandler its last words are
+    One end of native code is made impossible, and any other one reports its cause. A process that
+    ends by SIGSEGV or SIGILL prints nothing by itself, and of a worker, which is not our child, we
+    do not get the signal either. With faulthandler its last words are
     "Fatal Python error: Illegal instruction" and the stack, and become the root cause.
     """
+    tracing.allow_main_process(os.environ)
     allow_amx_tiles()
     if not faulthandler.is_enabled():
         faulthandler.enable(_STDERR)
