@@ -4,7 +4,7 @@
 
 Serves a demo model, keeps it busy with short and streamed requests, and sends SIGKILL to EngineCore
 as soon as the worker has been READY under traffic. Before each kill but the first it counts what
-the worker holds: descriptors, threads, memory (PSS, in MiB), and asyncio's complaints in its log.
+the worker holds: descriptors, threads, memory (RSS, in MiB), and asyncio's complaints in its log.
 Prints a line for each kill. At the end it compares the last count with the one after the third
 recovery, and the metrics of the main port with what they were before the last kill.
 
@@ -55,7 +55,8 @@ class Count:
         return cls(
             process.num_fds(),
             process.num_threads(),
-            round(process.memory_full_info().pss / 2**20, 1),
+            # Not the PSS: how much a forked EngineCore still shares differs from one to the next.
+            round(process.memory_info().rss / 2**20, 1),
         )
 
     def excess_over(self, reference: Count) -> dict[str, float]:
@@ -65,10 +66,16 @@ class Count:
 
 
 class Traffic:
-    """Clients that ask without a pause; what fails while there is no engine is asked again."""
+    """Clients that ask without a pause; what fails while there is no engine is asked again.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: the worker's main port.
+        length: in tokens, of the streamed answers.
+    """
+
+    def __init__(self, url: str, length: int = 200) -> None:
         self._url = url
+        self._length = length
         self._ended = threading.Event()
         self._answered = 0
         self._threads = [
@@ -92,7 +99,7 @@ class Traffic:
                 thread.join()
 
     def _ask(self, stream: bool) -> None:
-        length = 200 if stream else 8
+        length = self._length if stream else 8
         body = {"model": "demo", "prompt": "Hello", "max_tokens": length, "stream": stream}
         with httpx.Client(base_url=self._url, timeout=120) as client:
             while not self._ended.is_set():
@@ -175,9 +182,12 @@ def complaints(serving: Worker) -> int:
 
 
 def soak(
-    serving: Worker, kills: int, report: Callable[[str], None]
+    serving: Worker, kills: int, report: Callable[[str], None], restarts: int = 0
 ) -> tuple[list[Count], dict[str, str], int]:
-    """Kills so many engines; returns the counts, what stands still, and the complaints."""
+    """Kills so many engines; returns the counts, what stands still, and the complaints.
+
+    `restarts` is how many engines the worker has had replaced before.
+    """
     process = psutil.Process(serving.process.pid)
     counts: list[Count] = []
     with Traffic(serving.main).running() as traffic:
@@ -186,7 +196,7 @@ def soak(
         moving = {name for name, value in counters(serving).items() if value > idle.get(name, 0)}
         for number in range(1, kills + 1):
             before, began = counters(serving), time.monotonic()
-            kill_engine(serving, number)
+            kill_engine(serving, restarts + number)
             took = time.monotonic() - began
             under_traffic(traffic, serving)
             counts.append(settled_count(process))

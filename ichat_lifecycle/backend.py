@@ -24,7 +24,6 @@ from ichat_lifecycle.adapters.advertise import Advertised
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.compile_watch import CompileWatch
-from ichat_lifecycle.adapters.engine_fork import serving_on
 from ichat_lifecycle.adapters.evidence import EngineEvidence, EvidenceFiles
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.handed_socket import HandedBinder, Handover, check_handed
@@ -362,8 +361,6 @@ class VLLMBackend(LifecycleBackend):
 
     def _address(self) -> Address:
         args = self._parsed().vllm
-        if args.uds:
-            serving_on(args.uds)
         return Address(
             args.host or "", args.port, args.uds, bool(args.ssl_keyfile and args.ssl_certfile)
         )

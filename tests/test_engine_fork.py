@@ -25,18 +25,35 @@ from ichat_lifecycle.adapters.engine_fork import METHOD, start_method
 context = multiprocessing.get_context("fork")
 os.environ[METHOD] = "as before"
 
-# What a worker has: a listener, a connection, the same on a Unix path, handlers, a wake-up fd.
+# What a worker has: listeners and connections of each kind, a pair of its own as each event loop
+# has one, a client's end, handlers, a wake-up fd.
 listener = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(listener.getsockname())
 accepted, _ = listener.accept()
 directory = tempfile.TemporaryDirectory()
-path = str(Path(directory.name) / "main.sock")
-unix = socket.socket(socket.AF_UNIX); unix.bind(path); unix.listen()
-engine_fork.serving_on(path)
-unix_client = socket.socket(socket.AF_UNIX); unix_client.connect(path)
-unix_accepted, _ = unix.accept()
-other, other_peer = socket.socketpair()
-OURS = {"listener": listener, "accepted": accepted, "unix": unix, "unix_accepted": unix_accepted}
+os.chdir(directory.name)
+OURS = {"listener": listener, "client": client, "accepted": accepted}
+UNIX = {"absolute": str(Path(directory.name) / "main.sock"), "relative": "relative.sock",
+        "abstract": "\\0ichat-lifecycle-test-%d" % os.getpid()}
+for name, path in UNIX.items():
+    unix = socket.socket(socket.AF_UNIX); unix.bind(path); unix.listen()
+    OURS[name] = unix
+def connect(name):
+    "A client's end, and ours of it."
+    end = socket.socket(socket.AF_UNIX); end.connect(UNIX[name])
+    return end, OURS[name].accept()[0]
+for name in UNIX:
+    OURS[name + "_client"], OURS[name + "_accepted"] = connect(name)
+unix_client, unix_accepted = OURS["absolute_client"], OURS["absolute_accepted"]
+OURS["pair"], OURS["pair_peer"] = socket.socketpair()
+DURING = {}
+def meanwhile():
+    "What comes during a load: a client of ours, and the engine client's own."
+    for name in UNIX:
+        DURING[name + "_client"], DURING[name + "_accepted"] = connect(name)
+    DURING["tcp_client"] = socket.create_connection(listener.getsockname())
+    DURING["tcp_accepted"], _ = listener.accept()
+    DURING["for_the_engine"], DURING["for_the_engine_peer"] = socket.socketpair()
 wake_read, wake_write = os.pipe()
 os.set_blocking(wake_write, False); os.set_blocking(wake_read, False)
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -52,14 +69,17 @@ def has_births_pipe(fd):
     except OSError:
         return False
 
+def is_open(sock):
+    return os.fstat(sock.fileno()).st_rdev != null
+
 def child(connection):
     report = {
         "has_births_pipe": has_births_pipe(births.write_fd),
         "group_leader": os.getpgid(0) == os.getpid(),
         "same_session": os.getsid(0) == os.getsid(os.getppid()),
         "method": os.environ.get(METHOD),
-        "null": sorted(n for n, s in OURS.items() if os.fstat(s.fileno()).st_rdev == null),
-        "other_is_open": os.fstat(other.fileno()).st_rdev != null,
+        "open": sorted(n for n, s in OURS.items() if is_open(s)),
+        "open_of_load": sorted(n for n, s in DURING.items() if is_open(s)),
         "handlers": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
     }
     # As vLLM's EngineCore does; with the parent's wake-up descriptor both would hear of it.
@@ -69,12 +89,17 @@ def child(connection):
     connection.send(report)
     connection.recv()  # until the signal comes
 
-def observe(within):
+def prepare():
+    global ours, process
+    meanwhile()
     ours, theirs = context.Pipe()
     process = context.Process(target=child, args=(theirs,))
+
+def observe(within):
     if within == "start_method":
         with start_method("fork", workers="spawn", births_fd=births.write_fd):
             during = os.environ[METHOD]
+            prepare()
             process.start()
     elif within == "another thread's":
         began, go = threading.Event(), threading.Event()
@@ -83,10 +108,12 @@ def observe(within):
                 began.set(); go.wait(30)
         thread = threading.Thread(target=hold); thread.start(); began.wait(30)
         during = os.environ[METHOD]
+        prepare()
         process.start()
         go.set(); thread.join()
     else:
         during = os.environ[METHOD]
+        prepare()
         process.start()
     report = ours.recv()
     births.read()
@@ -120,6 +147,8 @@ reports = {
 # The parent's own connections still work.
 client.sendall(b"x"); unix_client.sendall(b"y")
 reports["parent"] = [accepted.recv(1).decode(), unix_accepted.recv(1).decode()]
+reports["all"] = [sorted(OURS), sorted(DURING)]
+os.chdir("/")
 directory.cleanup()
 print(json.dumps(reports), flush=True)
 """
@@ -148,10 +177,13 @@ def test_an_engine_process_has_a_group_of_its_own(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", WITHIN)
 def test_an_engine_process_keeps_no_socket_of_ours(kind: str) -> None:
-    """Listeners and connections are /dev/null in it; others, such as ZeroMQ's pairs, stay."""
+    """Whatever the address is, and also what has come during the load, is /dev/null in it.
+
+    What stays are the pipes that the load makes for the engine, which are socket pairs.
+    """
     child = observed()[0][kind]
-    assert child["null"] == ["accepted", "listener", "unix", "unix_accepted"]
-    assert child["other_is_open"]
+    assert child["open"] == []
+    assert child["open_of_load"] == ["for_the_engine", "for_the_engine_peer"]
 
 
 @pytest.mark.parametrize("kind", WITHIN)
@@ -186,7 +218,8 @@ def test_a_fork_of_somebody_elses_is_untouched(kind: str) -> None:
     """Also one that happens in another thread while an engine is being forked."""
     child = observed()[0][kind]
     assert not child["group_leader"]
-    assert child["null"] == []
+    ours, during = observed()[0]["all"]
+    assert (child["open"], child["open_of_load"]) == (ours, during)
     assert child["method"] == child["during"]
     assert not child["known"]
     assert not child["handlers"]

@@ -7,7 +7,8 @@ exactly as under `vllm serve`.
 
 What a forked child must not keep of us, and what is done here, in the child, before anything else:
 
-- our listening sockets and clients' connections, which it would hold open after we close them;
+- our listening sockets and clients' connections, which it would hold open after we close them, by
+  whatever address, also those that come during the load;
 - our signal handlers and wake-up descriptor: a SIGTERM for the child would appear in our loop;
 - our process group: Ctrl-C is for us, and we decide when the engine ends;
 - its life, when we lose ours: whatever kills us closes our end of a pipe, and a thread of the child
@@ -27,17 +28,34 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ichat_lifecycle.adapters import births
 
+STDERR = 2
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 # Asked at import: vLLM's CPU platform overwrites it while it makes an engine's configuration.
 CHOSEN_BY_USER = os.environ.get(METHOD)
 
-# Threads that are forking an EngineCore now, with the method for its workers, and the descriptor on
-# which its birth is reported.
-_forking: dict[int, tuple[str, int]] = {}
+
+@dataclass(frozen=True, slots=True)
+class _Fork:
+    """A load that forks.
+
+    Args:
+        workers: the method for EngineCore's workers.
+        births_fd: where its birth is reported.
+        sockets: the inodes of those that were there before.
+    """
+
+    workers: str
+    births_fd: int
+    sockets: frozenset[int]
+
+
+# By the threads that are forking an EngineCore now.
+_forking: dict[int, _Fork] = {}
 # Nobody ever writes: a child that reads its end of file has lost us.
 _life_pipe: list[int] = []
 
@@ -54,7 +72,8 @@ def start_method(core: str, workers: str, births_fd: int = -1) -> Iterator[None]
     before = os.environ.get(METHOD)
     os.environ[METHOD] = core
     if core == "fork":
-        _forking[threading.get_ident()] = workers, births_fd
+        sockets = frozenset(inode for _, inode in _sockets())
+        _forking[threading.get_ident()] = _Fork(workers, births_fd, sockets)
         if not _life_pipe:
             _life_pipe.extend(os.pipe())  # for as long as we live; the kernel closes it
     try:
@@ -71,15 +90,14 @@ def _in_child() -> None:
     forking = _forking.get(threading.get_ident())
     if forking is None:
         return  # a fork of somebody else's
-    workers, births_fd = forking
     # A group, not a session: sessions share the cores as wholes (autogroups), and an engine with a
     # session of its own had 0.84 of the throughput.
     os.setpgid(0, 0)
     _forget_signals()
-    _forget_sockets()
+    _forget_sockets(forking.sockets)
     _fresh_streams()
-    os.environ[METHOD] = workers
-    births.report(births_fd)
+    os.environ[METHOD] = forking.workers
+    births.report(forking.births_fd)
     _die_with_parent()
 
 
@@ -104,45 +122,48 @@ def _forget_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _forget_sockets() -> None:
-    """Puts /dev/null in the place of each socket of ours.
+def _forget_sockets(before: frozenset[int]) -> None:
+    """Puts /dev/null in the place of each socket that was not made for the engine.
 
-    Not closed: Python objects still hold the numbers, and would close what gets them next. vLLM's
-    own ZeroMQ sockets are made by the parent on Unix sockets without our path and stay.
+    Not closed: Python objects still hold the numbers, and would close what gets them next.
+
+    Args:
+        before: the inodes of the sockets that were there before the load.
     """
     null = os.open(os.devnull, os.O_RDWR)
-    for entry in Path("/proc/self/fd").iterdir():
-        fd = int(entry.name)
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(fd).st_mode) and _is_ours(fd):
+    for fd, inode in _sockets():
+        # Its standard streams are the load's own by now, whatever they are.
+        if fd > STDERR and (inode in before or not _is_pair(fd)):
+            with contextlib.suppress(OSError):
                 os.dup2(null, fd, inheritable=False)
     os.close(null)
 
 
-def _is_ours(fd: int) -> bool:
+def _sockets() -> Iterator[tuple[int, int]]:
+    """Each descriptor of this process that is a socket, and the socket's inode."""
+    for entry in Path("/proc/self/fd").iterdir():
+        fd = int(entry.name)
+        with contextlib.suppress(OSError):
+            status = os.fstat(fd)
+            if stat.S_ISSOCK(status.st_mode):
+                yield fd, status.st_ino
+
+
+def _is_pair(fd: int) -> bool:
+    """Whether this is an end of a socket pair, as multiprocessing's pipes are.
+
+    Only those are for the child among the sockets of a load. Whatever has a name, or a peer with
+    one, is a listener, a connection that it accepted, or a client's: of ours, which go on during a
+    load, or of the engine client's ZeroMQ. The kernel gives the name as it was bound: absolute,
+    relative, or abstract.
+    """
     sock = socket.socket(fileno=fd)
     try:
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            return True
-        return (
-            sock.family == socket.AF_UNIX
-            and str(sock.getsockname()).startswith("/")
-            and (
-                bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-                or sock.getsockname() in _listening_paths
-            )
-        )
+        return sock.family == socket.AF_UNIX and not sock.getsockname() and not sock.getpeername()
+    except OSError:  # it is connected to nobody
+        return False
     finally:
         sock.detach()
-
-
-# Paths of Unix sockets that we serve on; their accepted connections carry the same name.
-_listening_paths: set[str] = set()
-
-
-def serving_on(path: str) -> None:
-    """Names a Unix socket whose listener and connections an engine process must not keep."""
-    _listening_paths.add(path)
 
 
 def _fresh_streams() -> None:
