@@ -123,7 +123,7 @@ bench: setup ## measure the time to ready, and what readers of events cost
 	@.venv/bin/python benchmarks/event_readers.py
 
 soak: setup ## kill the engine again and again: does anything of it stay? (KILLS=50)
-	@.venv/bin/python benchmarks/soak.py --kills $(KILLS)
+	@.venv/bin/python tests/engine/soak.py --kills $(KILLS)
 
 docs: setup ## write the generated parts of states.md
 	@.venv/bin/ichat-lifecycle docs --write states.md

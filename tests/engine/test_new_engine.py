@@ -5,18 +5,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 from harness import Worker, wait_for, worker
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 from soak import Traffic, soak
 
 pytestmark = [pytest.mark.engine, pytest.mark.untimed]

@@ -1,6 +1,6 @@
 """Kill the engine again and again under traffic: does anything of a former engine stay? Linux, CPU.
 
-    .venv/bin/python benchmarks/soak.py [--kills 50] [--model DIR]
+    .venv/bin/python tests/engine/soak.py [--kills 50] [--model DIR]
 
 Serves a demo model, keeps it busy with short and streamed requests, and sends SIGKILL to EngineCore
 as soon as the worker has been READY under traffic. Before each kill but the first it counts what
@@ -30,10 +30,9 @@ from typing import Any
 
 import httpx
 import psutil
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engine"))
-
 from harness import Worker, wait_for, worker
+
+from ichat_lifecycle.demo_model import make_demo_model
 
 ALLOWED = 0.05  # of the count after the third recovery
 REFERENCE = 3  # vLLM's and torch's own caches are warm by then
@@ -165,7 +164,7 @@ def kill_engine(serving: Worker, restarts: int) -> None:
         if serving.process.poll() is not None:
             raise AssertionError(f"the worker ended\n{serving.tail()}")
         document: Mapping[str, Any] = serving.get("/lifecycle").json()
-        return document["restarts"] == restarts and document["state"] == "READY"
+        return bool(document["restarts"] == restarts and document["state"] == "READY")
 
     wait_for(recovered, f"recovery {restarts}")
 
@@ -211,9 +210,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="default: a demo model made on the spot")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        from servers import demo_model
-
-        model = args.model or demo_model(Path(scratch) / "demo")
+        model = args.model or Path(scratch) / "demo"
+        if args.model is None:
+            make_demo_model(model)
         flags = ("--served-model-name", "demo", "--set", "restart.max=1000")
         backoff = ("--set", "restart.backoff=0.01", "--set", "restart.backoff_max=0.01")
         with worker("--model-path", str(model), *flags, *backoff) as serving:
