@@ -611,3 +611,37 @@ def test_the_gateways_password_stays_out_of_the_log() -> None:
     assert gateway.requests[0].headers["authorization"].startswith("Basic ")
     assert logs
     assert "word" not in repr(logs)
+
+
+def test_a_heartbeat_that_ends_by_itself_is_logged() -> None:
+    """Else the Gateway forgets a worker that serves on, and nobody knows why."""
+
+    async def life() -> None:
+        gateway = Gateway()
+        worker = Worker(gateway)
+        await worker.heart.start()
+        await gateway.has(1)
+        worker.snapshot = None  # type: ignore[assignment]  # a defect: an AttributeError
+        worker.heart.changed()
+        task = worker.heart._task
+        assert task is not None
+        await until(task.done)
+        await asyncio.sleep(0)
+
+    with capture_logs() as logs:
+        asyncio.run(life())
+    (line,) = [line for line in logs if line["event"] == "heartbeat_ended"]
+    assert "AttributeError" in line["error"]
+
+
+def test_one_that_is_stopped_is_not() -> None:
+    async def life() -> None:
+        gateway = Gateway()
+        worker = Worker(gateway)
+        await worker.heart.start()
+        await gateway.has(1)
+        await worker.heart.stop()
+
+    with capture_logs() as logs:
+        asyncio.run(life())
+    assert logs == []

@@ -12,6 +12,7 @@ import httpx
 import structlog
 
 from ichat_lifecycle.adapters.proxies import proxy_for
+from ichat_lifecycle.bounds import error_of
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.redact import redact
@@ -138,6 +139,13 @@ class Heartbeat:
     async def start(self) -> None:
         """Starts to beat, and does not wait for the gateway."""
         self._task = asyncio.create_task(self._run(), name="heartbeat")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Log an end that nobody asked for: the Gateway would forget the worker without a word."""
+        error = error_of(task)
+        if task is self._task and error is not None:
+            log.error("heartbeat_ended", gateway=redact(self._gateway), error=repr(error))
 
     def changed(self, _snapshot: Snapshot | None = None) -> None:
         """Beats at once if the state is another than last sent. To be called on the loop."""
