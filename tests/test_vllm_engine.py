@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
+import sys
+import weakref
+from functools import cache, lru_cache
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
 
+from ichat_lifecycle.adapters import vllm_caches
 from ichat_lifecycle.adapters.vllm_engine import VllmEngine
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.errors import EngineNotUp, TransitionRefused
@@ -126,3 +132,25 @@ def test_only_living_children_are_the_engines_processes() -> None:
     assert engine.processes() == ()
     engine._children = {os.getpid(): Child(alive=True)}
     assert os.getpid() in engine.processes()
+
+
+def test_an_engines_tokenizer_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what is not keyed by an engine forgotten."""
+
+    class Tokenizer:
+        pass
+
+    module, other = ModuleType("likevllm.renderers.hf"), ModuleType("likevllm.platform")
+    vars(module)["kwargs_of"] = kwargs_of = lru_cache(id)
+    vars(other)["cores"] = cores = cache(lambda: 2)
+    for each in (module, other):
+        monkeypatch.setitem(sys.modules, each.__name__, each)
+    tokenizer = Tokenizer()
+    kwargs_of(tokenizer)
+    cores()
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    vllm_caches.forget(("likevllm.renderers",))
+    gc.collect()
+    assert gone() is None
+    assert cores.cache_info().currsize == 1

@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from ichat_lifecycle import causes
-from ichat_lifecycle.adapters import download_watch, engine_fork, load_progress
+from ichat_lifecycle.adapters import download_watch, engine_fork, load_progress, vllm_caches
 from ichat_lifecycle.adapters.births import Births
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
@@ -102,6 +102,7 @@ class VllmEngine:
         self.namespace = argparse.Namespace()  # of this engine and its app alone
         self._metrics = KeptMetrics()
         self._tasks: EngineTasks | None = None
+        self._former = False  # there was an engine before
         self.client: Any = None
         self.ranks = EngineRanks(None)
         self.tasks: tuple[str, ...] = ()
@@ -123,6 +124,7 @@ class VllmEngine:
         self._died = self._discarded = False
         self._on_phase = on_phase
         self._tasks = EngineTasks()
+        self._free_former()
         news, sampler = load_progress.News(), load_progress.Sampler()
         watch = load_progress.watch(self._stall_timeout_s, lambda: self._phase, news, sampler)
         self._births = births = Births(self._prints_here)
@@ -142,6 +144,19 @@ class VllmEngine:
 
     def _prints_here(self, pid: int) -> bool:
         return self._output is not None and self._output.is_of(pid)
+
+    def _free_former(self) -> None:
+        """Free the engine before this one, which is garbage by now.
+
+        By itself nothing would: vLLM froze its heap when it began to serve, and a start loads with
+        the collector off and freezes what there is afterwards, garbage too. Not at the release,
+        as that is part of each stop, which takes as long as it must.
+        """
+        if self._former:
+            self._former = False
+            vllm_caches.forget()
+            gc.unfreeze()
+            gc.collect()
 
     @property
     def _loading_runs(self) -> bool:
@@ -354,11 +369,7 @@ class VllmEngine:
             await self._gone()
             self._loading = None
             self._children = {}
-            # vLLM froze its heap when it began to serve; unfrozen, this engine can be freed.
-            gc.unfreeze()
-            # By itself nothing would collect it: what a start imports is loaded with the collector
-            # off, and is frozen afterwards, with all the garbage there is.
-            gc.collect()
+            self._former = True
             if tasks is not None:
                 tasks.close()
 
