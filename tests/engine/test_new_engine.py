@@ -62,6 +62,7 @@ def test_a_prefix_cache_in_use_is_not_reset(serving: Worker) -> None:
     wait_for(lambda: reset() == 200, "a reset without traffic", 60)
 
 
+@pytest.mark.timeout(900)  # five starts' worth of work
 def test_counters_go_on_and_nothing_stays_of_engines_that_were_killed(serving: Worker) -> None:
     before = serving.get("/lifecycle").json()["restarts"]
     with asking_the_engine(serving) as statuses:
