@@ -29,7 +29,7 @@ from ichat_lifecycle.adapters.threads import within
 from ichat_lifecycle.errors import LimitError
 from ichat_lifecycle.redact import Secrets
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0  # 20,000 lines are logged within
 FULL = "x" * 1_000_000  # more than any pipe takes
 
 
@@ -48,9 +48,11 @@ def unread_pipe() -> Iterator[tuple[io.TextIOWrapper, io.TextIOWrapper]]:
         return os.read(reading, 65_536)
 
     with os.fdopen(reading, closefd=False) as reader, os.fdopen(writing, "w") as stream:
-        yield stream, reader
         drain = threading.Thread(target=lambda: collections.deque(iter(more, b""), maxlen=0))
-        drain.start()
+        try:
+            yield stream, reader
+        finally:
+            drain.start()  # else a test that fails waits for ever for its stream to close
     drain.join(DEADLINE_S)
     os.close(reading)
 
