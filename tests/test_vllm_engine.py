@@ -120,6 +120,36 @@ def test_a_description_of_an_engine_that_is_gone_or_goes_is_an_error_of_its_own(
         asyncio.run(engine.describe())
 
 
+@pytest.mark.parametrize("ask", ["describe", "reset_prefix_cache", "wake_up"])
+def test_a_question_that_vllm_cancels_is_no_cancellation_of_ours(ask: str) -> None:
+    """ZeroMQ cancels what waits on a socket that is closed; a real cancellation stays one."""
+
+    class Waiting(Client):
+        def __init__(self) -> None:
+            super().__init__()
+            self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        async def is_sleeping(self) -> Any:
+            return await self.future
+
+        async def reset_prefix_cache(self) -> Any:
+            return await self.future
+
+        async def wake_up(self, tags: list[str] | None) -> Any:
+            return await self.future
+
+    async def outcome(cancel: str) -> BaseException | None:
+        client = Waiting()
+        asking = asyncio.create_task(getattr(engine_with(client), ask)())
+        await asyncio.sleep(0)
+        (client.future if cancel == "socket" else asking).cancel()
+        await asyncio.wait({asking})
+        return asyncio.CancelledError() if asking.cancelled() else asking.exception()
+
+    assert isinstance(asyncio.run(outcome("socket")), EngineNotUp)
+    assert isinstance(asyncio.run(outcome("caller")), asyncio.CancelledError)
+
+
 def test_only_living_children_are_the_engines_processes() -> None:
     """The number of one that has been reaped may be another process's by now."""
 
