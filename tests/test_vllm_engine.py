@@ -170,8 +170,15 @@ def test_an_engines_tokenizer_is_not_remembered_for_ever(monkeypatch: pytest.Mon
     class Tokenizer:
         pass
 
+    class NotInstalled(type):
+        """As transformers' stand-in for a class whose library is not there."""
+
+        def __getattribute__(cls, name: str) -> Any:
+            raise ImportError("it requires the Torchvision library")
+
     module, other = ModuleType("likevllm.renderers.hf"), ModuleType("likevllm.platform")
     vars(module)["kwargs_of"] = kwargs_of = lru_cache(id)
+    vars(module)["Processor"] = NotInstalled("Processor", (), {})
     vars(other)["cores"] = cores = cache(lambda: 2)
     for each in (module, other):
         monkeypatch.setitem(sys.modules, each.__name__, each)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
+
+_MEMOISED = type(lru_cache(id))
 
 # Of packages whose functions take an engine's objects; others remember facts about the machine.
 _PACKAGES = (
@@ -28,6 +31,8 @@ def forget(packages: tuple[str, ...] = _PACKAGES) -> None:
 
 
 def _memoised(module: Any) -> Iterator[Any]:
+    # By type alone: to ask for an attribute runs the code of others, such as transformers' stand-ins
+    # for what is not installed, which raise.
     for value in tuple(vars(module).values()):
-        if callable(getattr(value, "cache_clear", None)) and hasattr(value, "cache_parameters"):
+        if type(value) is _MEMOISED:
             yield value
