@@ -31,8 +31,8 @@ def forget(packages: tuple[str, ...] = _PACKAGES) -> None:
 
 
 def _memoised(module: Any) -> Iterator[Any]:
-    # By type alone: to ask for an attribute runs the code of others, such as transformers' stand-ins
-    # for what is not installed, which raise.
+    # By type alone: to ask for an attribute runs the code of others. Transformers' stand-ins for
+    # what is not installed raise at each of them.
     for value in tuple(vars(module).values()):
         if type(value) is _MEMOISED:
             yield value
