@@ -1,4 +1,4 @@
-"""A damaged cache of compiled code, told by where in the traceback the error came from.
+"""A damaged cache of compiled code, recognized by the frames of the error's traceback.
 
 The error itself may be of any kind, and its text never names the cache: "EOFError: Ran out of
 input", "SyntaxError: source code string cannot contain null bytes". The next start reads the same

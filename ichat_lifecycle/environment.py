@@ -1,5 +1,5 @@
-"""What a process finds around it, checked before anything else reads it: its home, its temporary
-directory, and the variables that we or a library of ours take."""
+"""The environment of a process, checked before anything else reads it: its home, its temporary
+directory, and the variables that this package or one of its libraries reads."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Which process groups an engine has, reported by its own processes on a pipe of their own.
 
-What the engine prints is a stranger's text: a client's request can end up in it. So a birth does
-not come with the lines. It comes through a pipe that is made for one load, whose writing end only
-a process forked within that load has (see engine_fork) and closes before it does anything else, and
-it is believed only where the kernel confirms it: a descendant of ours that leads its own group.
+What the engine prints is not trusted, because a client's request can end up in it. A process
+therefore reports its birth not in the lines, but through a pipe that is made for one load, whose
+writing end only a process forked within that load has (see engine_fork) and closes before it does
+anything else, and it is believed only where the kernel confirms it: a descendant of ours that leads
+its own group.
 """
 
 from __future__ import annotations

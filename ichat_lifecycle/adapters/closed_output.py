@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def flushing() -> Iterator[None]:
-    """What was printed is written now: at the interpreter's end nobody could catch a failure."""
+    """Write what was printed at the end: a failure at the interpreter's end cannot be caught."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Limits on connections, and who has to make room for a newcomer.
+"""Limits on connections, and which one is closed to make room for a new one.
 
 A server without them is blocked by clients that connect and send nothing: each holds a file
 descriptor, and without one no probe gets in. Here a request has to arrive within its time, and the

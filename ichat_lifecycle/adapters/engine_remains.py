@@ -1,4 +1,4 @@
-"""What a former engine would leave in this process: tasks, questions without an answer, ZeroMQ.
+"""Ends what a former engine would leave in this process: tasks, unanswered requests, ZeroMQ.
 
 vLLM expects its process to end with the engine, and leaves the rest to the garbage collector. Here
 the process lives on, and starts another engine.

@@ -1,8 +1,8 @@
-"""Whether the listening socket of the main port is served: reached as by a client, asked nothing.
+"""Whether the listening socket of the main port is served: reached from outside, as by a client.
 
-That the engine answers is shown within the process (see inner_app). What is left to show outside is
-that a connection is accepted and that the HTTP server behind it speaks. Any answer does: whom TLS,
-a key or a middleware lets in is the operator's choice, and a refusal is an answer.
+Whether the engine answers is shown within the process (see inner_app). This shows the rest: that a
+connection is accepted, and that the HTTP server behind it answers. Any answer counts, also a
+refusal by TLS, a key, or a middleware: whom these let in is the operator's choice.
 """
 
 from __future__ import annotations

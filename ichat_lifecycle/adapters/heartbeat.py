@@ -93,9 +93,6 @@ class Heartbeat:
             ended then. Before that it may be the entry of one that was killed a moment ago.
         timing: how often, and how long.
         look: awaited before each beat: finds what `identity` wants from the network.
-        succeeds_s: of a worker that succeeds another of the same worker_id: it is silent until it
-            is READY, and then beats every half second for so long, because the other one says
-            goodbye in the meantime. 0: it succeeds nobody.
         transport: httpx's transport, for tests.
 
     Raises:

@@ -1,6 +1,6 @@
 """vLLM's app as the worker itself asks it: within the process, below the middleware.
 
-What clients have to get past on the way in says nothing of the engine: TLS and client
+What a client meets on its way in does not show whether the engine works: TLS and client
 certificates, API keys, `--middleware` that wants a header or refuses 127.0.0.1, limits on headers
 and connections, proxies in the environment, names that resolve elsewhere. A question that took the
 same way would fail with it, and a worker that serves its clients would never be READY.

@@ -1,4 +1,7 @@
-"""What the user has said about the loggers of vLLM and Uvicorn. It is kept; the rest is ours."""
+"""The user's configuration of vLLM's and Uvicorn's loggers, which stays in force.
+
+This package configures all loggers that the user has not configured.
+"""
 
 from __future__ import annotations
 

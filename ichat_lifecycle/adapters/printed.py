@@ -1,8 +1,8 @@
 """What is printed in a worker's own process, by a library for example: nobody waits for its reader.
 
 Log records go through a LineWriter; `print`, warnings and tracebacks go to sys.stdout and
-sys.stderr, and would block the event loop where nobody reads these. Native code that prints to the
-descriptors themselves is not held up here: its last words in a crash must not be lost.
+sys.stderr, and would block the event loop where nobody reads these. Native code prints to the
+descriptors themselves, which do not block either (see standard_streams.never_block).
 """
 
 from __future__ import annotations

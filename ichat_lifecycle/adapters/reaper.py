@@ -1,8 +1,8 @@
-"""Zombies that a process gets for being PID 1, as the only one of a container is.
+"""Waiting for the orphans of a container whose PID 1 this process is.
 
-The kernel hands it every orphan of the container: when EngineCore is killed, its workers and the
-compilers that these have started. Nobody else would ever wait for them, and there is a limit on
-processes.
+The kernel makes every orphan of the container a child of PID 1: when EngineCore is killed, its
+workers and the compilers that they have started. Without a parent that waits for them they stay
+zombies, and the number of processes is limited.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The three standard streams, as anything that starts a process may have left them."""
+"""Makes the three standard streams usable, in whatever state the parent process left them."""
 
 from __future__ import annotations
 
