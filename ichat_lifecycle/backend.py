@@ -91,7 +91,7 @@ class Options:
         engine_sink: gets each line that the engine's processes print, from a thread; by default
             they go to stderr as they are.
         adopt_loggers: called, from a thread, each time that vLLM has configured its loggers, with
-            what the user has said about them. None leaves them as vLLM has made them.
+            the user's configuration of them. None leaves them as vLLM has made them.
         known_flags: flags of the embedding program, to suggest where one is mistyped.
         evidence_directory: where bundles of evidence go; by default `ichat-lifecycle/evidence` in
             the user's state directory.

@@ -324,7 +324,7 @@ def in_context(kind: Kind, cause: str, lines: Sequence[str]) -> Kind:
 
 
 def by_signal(exit_code: int | None) -> Kind:
-    """What the signal that ended a process says; `exit_code` is multiprocessing's, -9 for SIGKILL.
+    """Return the kind for a process that a signal ended; `exit_code` is -9 for SIGKILL.
 
     UNKNOWN for a process that ended by itself.
     """

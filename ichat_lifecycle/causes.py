@@ -93,7 +93,7 @@ def death(exit_code: int | None, recent: Sequence[str]) -> Death:
 
 
 def _fatal_cause(recent: Sequence[str]) -> str | None:
-    """What EngineCore says after calling it fatal; or what a worker said before, as it failed."""
+    """The first cause that EngineCore logs as fatal; else the one that a failing worker logged."""
     fatal = next((n for n, line in enumerate(recent) if _FATAL.match(parse(line).text)), None)
     if fatal is not None and (cause := first_cause(recent[fatal:])) is not None:
         return cause

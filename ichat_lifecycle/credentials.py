@@ -20,7 +20,7 @@ def header_value(name: str, text: str) -> str:
 
     Args:
         name: who gave it: a flag, a variable, or a setting. The key itself is never shown.
-        text: the key; "" is none, and stays as it is.
+        text: the key; "" means that there is no key, and is returned unchanged.
 
     Raises:
         ArgumentsError: there is nothing but white space, or a character that a header cannot have.

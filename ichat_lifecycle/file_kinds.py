@@ -1,4 +1,4 @@
-"""Which kind of file somebody has taken for another kind: there are three of ours, all YAML."""
+"""Recognizes a file that was given in place of another kind: three kinds are ours, all YAML."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FLEET = ("managed_workers", "server_settings", "fleet")
 
 
 def kind_of(content: Any) -> Kind | None:
-    """What the top of a file looks like; None where nothing can be said."""
+    """Return the kind of a file by its top-level keys; None if it is not clear."""
     if not isinstance(content, Mapping):
         return None
     keys = {str(key) for key in content}

@@ -69,7 +69,7 @@ def gpus_needed(value_of: Callable[[str], Any]) -> tuple[int, str] | None:
             where it is not given.
 
     Returns:
-        None where that cannot be told: a size is not a number, or others place the processes.
+        None where it is not known: a size is not a number, or others place the processes.
     """
     if str(value_of("distributed_executor_backend")) in _ELSEWHERE:
         return None

@@ -44,7 +44,7 @@ _TICKING = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """What a line says, and who it says has printed it.
+    """The parts of a line: its text, and the process that it names.
 
     Attributes:
         text: without the prefix; the message of a JSON line.

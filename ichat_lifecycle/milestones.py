@@ -17,7 +17,7 @@ class Milestones:
     """Logs `ready` with each engine that has started, and `ended` once.
 
     Args:
-        journal: of the life that is told.
+        journal: of the life that is logged.
         where: gives the model and the addresses of a READY worker, by the names of the line.
     """
 

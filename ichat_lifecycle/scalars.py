@@ -80,9 +80,9 @@ def typed(value: Any, annotation: Any, complain: Complain, at: Location = ()) ->
     """A value as its key's type wants it: text, a number, a switch, or lists and mappings of these.
 
     Args:
-        annotation: of a field of a pydantic model, or a model itself. What is none of these is left
-            for its validation; `Any` is JSON.
-        complain: gets what is not to be guessed.
+        annotation: of a field of a pydantic model, or a model itself. Other types are left to
+            validation; `Any` is JSON.
+        complain: called with each value that would have to be guessed.
     """
     kinds = tuple(_kinds(annotation))
     match value:

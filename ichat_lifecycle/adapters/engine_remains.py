@@ -28,7 +28,7 @@ class EngineTasks:
 
     Among them are those of requests whose caller was cut off: vLLM runs each handler in a task of
     its own, which outlives a cancellation. Until `close`, an error of such a task that nobody waits
-    for any more is no complaint in the log: the engine's end is reported elsewhere.
+    for any more is not logged: the engine's end is reported elsewhere.
     """
 
     def __init__(self, package: str = "vllm") -> None:

@@ -151,7 +151,7 @@ class Gate:
             await send_json(send, UNAUTHORIZED, refusal)
 
     def _answers_health(self, scope: Scope) -> bool:
-        """Whether it asks for the health that only says that the process lives."""
+        """Whether it asks for /health or /ping, and these only show that the process is alive."""
         path, method = route_path(scope["path"], self.root_path), scope["method"]
         asks = method in READING_METHODS or (path == PING_PATH and method == "POST")
         return self._settings.health == "live" and path in HEALTH_PATHS and asks

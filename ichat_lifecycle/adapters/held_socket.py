@@ -40,7 +40,7 @@ CLOSE_S = 1.0  # for answers under way, when the whole ends
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """Why no worker serves: what a client is told, with the headers that its worker's answers have.
+    """Why no worker serves, as clients get it, with the headers that its worker's answers have.
 
     `retry_after_s` is for the header `Retry-After`.
     """

@@ -80,7 +80,7 @@ class Host:
 def warn_of_probes(host: Host, settings: Settings, control_host: str) -> None:
     """Logs one warning of what a Pod's manifest may have to change, if this is a Pod.
 
-    Points that somebody has decided on are left out: a setting that is set, also to its default.
+    A point is left out if its setting was set, also to its default.
     """
     if host.in_kubernetes:
         points = list(_points(host, settings, control_host))

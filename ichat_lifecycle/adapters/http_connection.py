@@ -235,7 +235,7 @@ class Limited:
         return self._lingers_until_s is not None
 
     def _linger(self) -> None:
-        """Read what comes, for nobody, until the client closes."""
+        """Read and discard what comes until the client closes."""
         if self._lingers_until_s is None and not self._real.is_closing():
             self._lingers_until_s = self.loop.time() + LINGER_S
             self._give(LINGER_SILENCE_S, until_s=self._lingers_until_s)

@@ -155,7 +155,7 @@ class SelfProbe:
         where a rank cannot be chosen: vLLM routes other requests than those that generate by load.
 
         Raises:
-            StartError: neither is to be had. That is no silence, and proves nothing either.
+            StartError: there was an error instead. It shows neither a hang nor a working engine.
         """
         target = self._target()
         several = len(target.ranks) > 1

@@ -19,7 +19,7 @@ CAUSE_LIMIT = 500  # characters of an answer in an error
 def request_for(
     tasks: Sequence[str], model: str, warm_up: WarmUp, *, by_ids: bool = False
 ) -> tuple[str, dict[str, Any]] | None:
-    """The path and body that exercise a model with these tasks; None where there is none (speech).
+    """The path and body that exercise a model with these tasks; None for others, such as speech.
 
     Args:
         by_ids: give the prompt as token ids, for an engine without a tokenizer.

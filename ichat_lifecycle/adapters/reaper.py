@@ -26,7 +26,7 @@ class Reaper:
     """Waits for adopted processes that have ended: for those that stay zombies for a round.
 
     Children of multiprocessing are left to it: it could not see their end any more. Whoever else
-    waits for a child too late is told that it is gone.
+    waits for a child too late gets ChildProcessError.
     """
 
     def __init__(self) -> None:

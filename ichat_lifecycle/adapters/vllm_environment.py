@@ -49,7 +49,7 @@ def _check_port(environ: Mapping[str, str]) -> None:
 
 
 def _check(name: str, value: str, read: Callable[[], Any]) -> None:
-    # A reader may print, and import what it needs; an error of another kind is none of the value.
+    # A reader may print, and import what it needs; an error of another kind is not about the value.
     quiet = io.StringIO()
     try:
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), _no_imports():

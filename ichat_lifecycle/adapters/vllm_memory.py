@@ -23,7 +23,7 @@ _SYSTEM = Path("/sys")
 _PROC = Path("/proc")
 _GIB = 2**30
 _UNLIMITED = 2**62  # what cgroup v1 has for no limit is about this
-# What tells that a version compares, in its worker; and where its default stands.
+# By what it is recognized that a version compares, in its worker; and where its default is.
 _COMPARES = "less than desired CPU memory utilization"
 _DEFAULT = re.compile(r"\bgpu_memory_utilization: float = (?:Field\(default=)?([\d.]+)")
 
@@ -39,8 +39,8 @@ class Memory:
 def check(fraction: float | None, kv_cache_bytes: object, environ: Mapping[str, str]) -> None:
     """Compares what vLLM would want with what is free. Imports nothing of vLLM's.
 
-    Nothing is said where vLLM is not the one for CPUs, does not compare, or the memory is unknown;
-    with several NUMA nodes one that has enough is enough, as it is not known which will be used.
+    Nothing is raised if vLLM is not the one for CPUs, if it does not compare, or if the memory is
+    unknown. Of several NUMA nodes one with enough memory suffices: which one is used is not known.
 
     Args:
         fraction: --gpu-memory-utilization; None is vLLM's default.
