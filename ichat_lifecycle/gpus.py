@@ -31,7 +31,7 @@ def parse_gpu_ids(value: Any) -> tuple[GpuId, ...]:
     """
     try:
         found = tuple(_gpu_id(item) for item in _items(value))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"expected {_HINT}") from None
     if len({str(one).lower() for one in found}) != len(found):
         raise ValueError(f"expected {_HINT}")

@@ -35,6 +35,7 @@ _PROCESS = re.compile(r"\((?P<process>[A-Za-z][\w. =-]{0,63}) pid=(?P<pid>\d{1,7
 _LEVEL = re.compile(
     r"(?P<level>[A-Z]{3,12}) \d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)? \[(?P<place>[^\]\n]{0,200})\] ?"
 )
+_DIGITS = re.compile(r"[0-9]{1,7}")
 # What ticks in a line that says the same again: times of day, durations, rates.
 _TICKING = re.compile(
     r"\d+(?::\d\d)+(?:[.,]\d+)?|\d+(?:\.\d+)? ?(?:ms|sec(?:ond)?s?|s|min(?:ute)?s?|h(?:ours?)?)\b"
@@ -118,7 +119,7 @@ def _from_json(text: str) -> LogLine | None:
 def _from_vllm(fields: Mapping[str, Any]) -> LogLine:
     traceback = "\n".join(filter(None, (_text(fields, "exc_info"), _text(fields, "stack_info"))))
     return LogLine(
-        fields["message"],
+        plain(fields["message"]),
         _text(fields, "levelname", NAME_LIMIT).lower(),
         _text(fields, "processName", NAME_LIMIT),
         _pid(fields.get("process")),
@@ -129,7 +130,7 @@ def _from_vllm(fields: Mapping[str, Any]) -> LogLine:
 
 def _from_ours(fields: Mapping[str, Any]) -> LogLine:
     return LogLine(
-        fields["event"],
+        plain(fields["event"]),
         _text(fields, "level", NAME_LIMIT).lower(),
         _text(fields, "process", NAME_LIMIT),
         _pid(fields.get("pid")),
@@ -140,10 +141,11 @@ def _from_ours(fields: Mapping[str, Any]) -> LogLine:
 
 def _text(fields: Mapping[str, Any], name: str, limit: int | None = None) -> str:
     value = fields.get(name)
-    return value[:limit] if isinstance(value, str) else ""
+    # Again, because JSON can write a control character as \u001b, which looks harmless until here.
+    return plain(value[:limit]) if isinstance(value, str) else ""
 
 
 def _pid(value: Any) -> int | None:
     if isinstance(value, str):
-        value = int(value)
+        value = int(value) if _DIGITS.fullmatch(value) else None
     return value if type(value) is int and 0 < value <= PID_MAX else None

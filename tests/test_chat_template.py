@@ -153,3 +153,8 @@ def test_warnings_are_bounded() -> None:
 
     life = live(script)
     assert [n.code for n in life.lifecycle.snapshot.warnings] == [f"n{n}" for n in range(80, 100)]
+
+
+@pytest.mark.parametrize("template", ["{{ " + "(" * 20_000, "{% if x %}" * 3_000])
+def test_a_template_too_deep_for_the_parser_is_a_clear_error(template: str) -> None:
+    assert syntax_error(template) == "too many expressions or blocks within each other"

@@ -713,3 +713,8 @@ def test_check_without_vllm_says_what_is_not_checked(
 def command(*argv: str) -> int:
     args = build_parser().parse_args(argv)
     return int(args.run(args, []))
+
+
+def test_gpu_ids_too_deep_for_the_json_parser_are_a_clear_error() -> None:
+    with pytest.raises(ValueError, match="GPU numbers or UUIDs"):
+        parse_gpu_ids("[" * 100_000)

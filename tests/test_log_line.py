@@ -111,3 +111,26 @@ def test_what_vllm_itself_formats(form: str) -> None:
     }
     texts = [text for line in found for text in line.lines]
     assert (texts[0], texts[-1]) == ("failed", "ValueError: no")
+
+
+@pytest.mark.parametrize(
+    "pid", ["abc", "", " 7 ", "٤", "9" * 5000, "-1", "1e3", [], None, 1.5, True]
+)
+def test_a_pid_in_json_that_is_no_number_is_left_out(pid: object) -> None:
+    """An error here ended the thread that reads the engine's pipe, and so the engine."""
+    ours = json.dumps({"event": "x", "level": "info", "pid": pid})
+    vllms = json.dumps({"message": "x", "levelname": "INFO", "process": pid})
+
+    assert parse(ours) == parse(vllms) == LogLine("x", "info")
+
+
+def test_json_cannot_smuggle_what_a_terminal_obeys() -> None:
+    evil = "a\x1b]0;title\x07\x1b[2Jb\ud800\x07"
+    line = json.dumps({"message": evil, "levelname": "INFO", "name": evil, "exc_info": evil})
+    ours = json.dumps({"event": evil, "level": "info", "process": evil})
+    assert plain(line) == line  # nothing to be seen before the JSON is read
+
+    for found in (parse(line), parse(ours)):
+        for text in (found.text, found.logger, found.traceback, found.process):
+            assert text == plain(text)
+        assert found.text == "ab\ufffd\ufffd"

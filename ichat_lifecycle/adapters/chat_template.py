@@ -16,4 +16,6 @@ def syntax_error(template: str) -> str | None:
     except TemplateSyntaxError as error:
         message = error.message or "not a template"
         return None if _FOREIGN_TAG in message else f"line {error.lineno}: {message}"
+    except RecursionError:
+        return "too many expressions or blocks within each other"
     return None
