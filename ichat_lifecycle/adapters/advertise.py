@@ -44,7 +44,18 @@ def advertisable(text: str) -> str:
 def is_wildcard(host: str) -> bool:
     """Whether it means every interface of the machine."""
     ip = _ip(host)
-    return not host or (ip is not None and ip.is_unspecified)
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip
+    if ip is not None:
+        return ip.is_unspecified
+    return not host or _is_zero(host)
+
+
+def _is_zero(host: str) -> bool:
+    """Whether it is another spelling of 0.0.0.0 that the system takes, such as `0` or `0x0`."""
+    with contextlib.suppress(OSError, UnicodeError):
+        return not any(socket.inet_aton(host))
+    return False
 
 
 def is_loopback(host: str) -> bool:
