@@ -281,7 +281,8 @@ def _with_config_file(typed: list[str], rest: list[str]) -> argparse.Namespace:
     ours = {as_flag(key): value for key, value in keys.items() if as_flag(key) in known}
     parser = _serve_parser(_FileParser)
     if path is not None:
-        check_config(path, keys, parser)
+        # Of our own flags a null is not given; vLLM would take the word None.
+        check_config(path, {k: v for k, v in keys.items() if v is not None}, parser)
     try:
         words = (word for flag, value in ours.items() for word in _words(flag, value))
         found = parser.parse_args(list(words))

@@ -221,7 +221,7 @@ def test_a_worker_whose_stderr_nobody_reads_logs_on_and_reports_what_was_lost() 
 
             def log_on() -> None:
                 for number in range(2 * LIMIT):
-                    logging.getLogger("uvicorn.access").info("request %d", number)
+                    logging.getLogger("test_printed").info("request %d", number)
                 print("and a library prints", FULL, file=sys.stderr)
 
             with worker._logging(given, backend, stream):
