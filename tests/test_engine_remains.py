@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,12 @@ from typing import Any
 
 import pytest
 
-from ichat_lifecycle.adapters.engine_remains import EngineTasks, end_zeromq, refuse_questions
+from ichat_lifecycle.adapters.engine_remains import (
+    EngineTasks,
+    end_zeromq,
+    refuse_questions,
+    return_memory,
+)
 from ichat_lifecycle.errors import EngineNotUp
 
 SOURCE = """
@@ -152,3 +158,14 @@ def test_the_context_ends_once_its_sockets_are_closed() -> None:
             await end_zeromq(client_with(Context(), output_socket=still), timeout_s=0.05)
 
     asyncio.run(script())
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["glibc", "another"])
+def test_memory_is_returned_where_the_library_can(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    asked: list[int] = []
+    library = SimpleNamespace(malloc_trim=asked.append) if there else SimpleNamespace()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    return_memory()
+    assert asked == [0] * there

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import sys
 import weakref
 from functools import partial
@@ -110,3 +111,13 @@ async def end_zeromq(client: Any, timeout_s: float = PATIENCE_S) -> None:
 def _sockets(resources: Any) -> list[Any]:
     found = [value for name, value in vars(resources).items() if name.endswith("_socket")]
     return [socket for socket in found if socket is not None]
+
+
+def return_memory() -> None:
+    """Have the C library return what is free to the system, where it can (glibc).
+
+    Each load runs in a thread of its own, and what it frees stays with that thread's arena.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -27,7 +27,12 @@ from ichat_lifecycle.adapters.births import Births
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.engine_processes import children_now, kill_all, with_descendants
-from ichat_lifecycle.adapters.engine_remains import EngineTasks, end_zeromq, refuse_questions
+from ichat_lifecycle.adapters.engine_remains import (
+    EngineTasks,
+    end_zeromq,
+    refuse_questions,
+    return_memory,
+)
 from ichat_lifecycle.adapters.engine_workers import DeathWatch, workers_of
 from ichat_lifecycle.adapters.kept_metrics import KeptMetrics
 from ichat_lifecycle.adapters.load_phases import (
@@ -159,6 +164,7 @@ class VllmEngine:
             vllm_caches.forget()
             gc.unfreeze()
             gc.collect()
+            return_memory()
 
     @property
     def _loading_runs(self) -> bool:
