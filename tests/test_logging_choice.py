@@ -273,12 +273,16 @@ logging.getLogger("uvicorn.error").info("of Uvicorn")
 """
 
 
+# Whether the memory is enough for an engine is not what is tested.
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
 def events(tmp_path: Path, *argv: str, **environment: str) -> list[str]:
     """What comes our way of vLLM's and Uvicorn's records."""
     path = tmp_path / "ours.log"
     subprocess.run(
         [sys.executable, "-c", PROGRAM, str(path), *argv],
-        env={**os.environ, "VLLM_NO_USAGE_STATS": "1", **environment},
+        env={**os.environ, **QUIET, **environment},
         check=True,
         capture_output=True,
         timeout=200,
