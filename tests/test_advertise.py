@@ -138,8 +138,10 @@ def test_hosts_that_can_be_advertised(text: str, host: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "0.0.0.0", "[::]", "0", "0x0", "00.0.0.0", "::ffff:0.0.0.0"]
-    + ["http://w", "w:8000", "a b", "w/x", "a\nb", "-w"],
+    [
+        *("", " ", "0.0.0.0", "[::]", "0", "0x0", "00.0.0.0", "::ffff:0.0.0.0"),
+        *("http://w", "w:8000", "a b", "w/x", "a\nb", "-w"),
+    ],
 )
 def test_hosts_that_cannot_be_advertised(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
