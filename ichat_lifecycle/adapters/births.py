@@ -62,7 +62,9 @@ class Births:
             return
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._read_fd, _MESSAGE.size * BIRTHS_MAX):
-                for (pid,) in _MESSAGE.iter_unpack(chunk[: len(chunk) // _MESSAGE.size * 4]):
+                for (pid,) in _MESSAGE.iter_unpack(
+                    chunk[: len(chunk) // _MESSAGE.size * _MESSAGE.size]
+                ):
                     self._take(pid)
 
     def _take(self, pid: int) -> None:
