@@ -455,6 +455,20 @@ def test_what_the_parser_says_comes_back() -> None:
     assert (answer.wrong[0].key, answer.wrong[0].message) == ("seed", "no")
 
 
+@pytest.mark.engine
+def test_each_worker_is_read_with_its_own_variables_and_not_with_this_moment() -> None:
+    """What a fleet that runs needs for itself is not free: a file that is read again is fine."""
+    argv = ("--model-path", "m", "--gpu-memory-utilization", "1.0")
+    plain, wrong = (
+        Question(argv, {}, ()),
+        Question(argv, {}, (), {"VLLM_PORT": "tcp://10.0.0.1:80"}),
+    )
+    first, second, third = ask_vllm([plain, wrong, plain])
+    assert (first.wrong, third.wrong) == ((), ())
+    (told,) = second.wrong
+    assert "VLLM_PORT=tcp://10.0.0.1:80: a link to a Service" in told.message
+
+
 def test_a_parser_that_is_not_there_or_fails_says_so() -> None:
     with pytest.raises(NoEngineError, match="vLLM is not installed"):
         ask_vllm([question()], answering(json.dumps({"error": "vLLM is not installed"})))

@@ -556,17 +556,27 @@ def test_what_a_variable_holds_is_a_number_only_where_it_is_written_like_one(
 
 def planned_words(line: str, environment: Mapping[str, str]) -> list[tuple[str, Any]]:
     """A key of vLLM's as its parser is asked for it."""
-    asked: list[tuple[str, Any]] = []
+    return list(question_of(line, environment).keys.items())
+
+
+def question_of(line: str, environment: Mapping[str, str]) -> Question:
+    asked: list[Question] = []
 
     def note(questions: Sequence[Question]) -> list[Answer]:
-        asked.extend(questions[0].keys.items())
+        asked.extend(questions)
         return [Answer((), ())]
 
     path = Path("configs.yaml")
     text = f"managed_workers:\n- model_name: a\n  model_path: ./m\n  port: 1\n  {line}\n"
     path.write_text(text, encoding="utf-8")
     read_plans(path, environment, note)
-    return asked
+    return asked[0]
+
+
+def test_vllm_is_asked_with_the_variables_that_the_worker_will_have() -> None:
+    assert question_of("env: {VLLM_CPU_KVCACHE_SPACE: 1}", {}).env == {
+        "VLLM_CPU_KVCACHE_SPACE": "1"
+    }
 
 
 @pytest.mark.parametrize("key", ["gpu_memory_utilization", "gpu-memory-utilization"])

@@ -70,7 +70,25 @@ class VllmArguments:
             self._stop.set()
 
     def validate_now(self) -> None:
-        """Parses in the caller's thread.
+        """Parses in the caller's thread, and looks whether this machine has the memory now.
+
+        Raises:
+            ArgumentsError: a flag is unknown, in conflict or has a bad value.
+            LimitError: there is not enough memory.
+            StartError: vLLM is missing or not supported.
+        """
+        parsed = self.parse_now()
+        assert self.layout is not None
+        if self.layout.platform.is_cpu():
+            vllm_memory.check(
+                parsed.vllm.gpu_memory_utilization,
+                getattr(parsed.vllm, "kv_cache_memory_bytes", None),
+                os.environ,
+            )
+        self.parsed = parsed
+
+    def parse_now(self) -> ParsedArguments:
+        """What does not depend on the moment: also for an engine that is not to start now.
 
         Raises:
             ArgumentsError: a flag is unknown, in conflict or has a bad value.
@@ -95,13 +113,7 @@ class VllmArguments:
         _strip_keys(parsed.vllm)
         self._validate_with_vllm(parsed.vllm)
         self._compare_gpus(parsed)
-        if self.layout.platform.is_cpu():
-            vllm_memory.check(
-                parsed.vllm.gpu_memory_utilization,
-                getattr(parsed.vllm, "kv_cache_memory_bytes", None),
-                os.environ,
-            )
-        self.parsed = parsed
+        return parsed
 
     def _checkpoint(self, step: str) -> None:
         if self._stop.is_set():

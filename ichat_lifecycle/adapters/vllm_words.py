@@ -18,6 +18,7 @@ from ichat_lifecycle.adapters.answer_headers import LISTS, SWITCHES
 from ichat_lifecycle.adapters.parent import follow
 from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
+from ichat_lifecycle.arguments import ParsedArguments
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.engine_argv import WrongKey, engine_argv
 from ichat_lifecycle.fleet.engine_words import from_wire
@@ -34,13 +35,24 @@ def main() -> int:
     except LifecycleError as error:
         _write(answers, {"error": error.line()})
     else:
-        _write(answers, {"workers": [_answer(layout, worker) for worker in workers]})
+        _write(answers, {"workers": [_answer_as(layout, worker) for worker in workers]})
     return 0
 
 
 def _write(answers: TextIO, document: Mapping[str, Any]) -> None:
     with answers:
         json.dump(document, answers)
+
+
+def _answer_as(layout: Layout, worker: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer with the worker's own variables, which the process of the next one has not."""
+    before = dict(os.environ)
+    os.environ.update(worker["env"])
+    try:
+        return _answer(layout, worker)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _answer(layout: Layout, worker: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -52,17 +64,15 @@ def _answer(layout: Layout, worker: Mapping[str, Any]) -> Mapping[str, Any]:
     if not found:
         arguments = VllmArguments(argparse.Namespace(), [*worker["argv"], *words])
         try:
-            arguments.validate_now()
-            headers = _headers(arguments)
+            headers = _headers(arguments.parse_now())
         except LifecycleError as error:
             found = [asdict(WrongKey(None, error.message, error.hint))]
     return {"words": words, "wrong": found, "headers": headers}
 
 
-def _headers(arguments: VllmArguments) -> dict[str, Any]:
+def _headers(parsed: ParsedArguments) -> dict[str, Any]:
     """The flags that add headers to answers; see answer_headers."""
-    assert arguments.parsed is not None
-    given = vars(arguments.parsed.vllm)
+    given = vars(parsed.vllm)
     return {name: given[name] for name in (*LISTS, *SWITCHES) if name in given}
 
 

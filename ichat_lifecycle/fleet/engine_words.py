@@ -26,11 +26,13 @@ class Question:
         argv: the words that are there already.
         keys: what is vLLM's.
         ours: keys that are ours, to suggest where one is mistyped.
+        env: the variables that it will have besides the supervisor's.
     """
 
     argv: tuple[str, ...]
     keys: Mapping[str, Any]
     ours: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,12 @@ def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) ->
         LifecycleError: the process has failed.
     """
     given = [
-        {"argv": question.argv, "keys": to_wire(question.keys), "ours": question.ours}
+        {
+            "argv": question.argv,
+            "keys": to_wire(question.keys),
+            "ours": question.ours,
+            "env": dict(question.env),
+        }
         for question in questions
     ]
     try:

@@ -118,7 +118,7 @@ def _question(worker: Planned) -> Question:
     keys = {
         k: v for k, v in worker.config.vllm.items() if k != _API_KEY or _api_key(worker) is None
     }
-    return Question(engine, keys, tuple(WorkerConfig.model_fields))
+    return Question(engine, keys, tuple(WorkerConfig.model_fields), _environment(worker))
 
 
 def _api_key(worker: Planned) -> str | None:
