@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from waiting import until
+
 from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.senses import Senses
 from ichat_lifecycle.adapters.watchdog import EngineWatchdog
@@ -184,13 +186,3 @@ class Worker:
         """The start has come so far."""
         recorder, now_s = self.lifecycle.recorder, self.lifecycle.monotonic()
         self.do(lambda: recorder.phase(name, fraction, now_s))
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    """Waits for it."""
-    waiting, deadline = threading.Event(), DEADLINE_S
-    for _ in range(int(deadline / 0.01)):
-        if holds():
-            return
-        waiting.wait(0.01)
-    raise AssertionError(f"{what}: not within {deadline:g} s")

@@ -12,28 +12,18 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 import psutil
 import yaml
+from waiting import DEADLINE_S, until
 
 PROGRAM = Path(__file__).with_name("fleet_up.py")
-DEADLINE_S = 240.0
 TOKEN = "fleet-token"
 LOOPBACK = "127.0.0.1"
-
-
-def until(condition: Callable[[], Any], within_s: float = DEADLINE_S) -> Any:
-    """What the condition gives, once that is something."""
-    end = time.monotonic() + within_s
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not within {within_s:g} s"
-        time.sleep(0.05)
-    return found
 
 
 def request(model: str, tokens: int) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import signal
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from waiting import until
 
 from ichat_lifecycle.adapters import births as module
 from ichat_lifecycle.adapters import guardian
@@ -33,13 +33,6 @@ member = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(member.pid, flush=True)
 sys.stdin.read()
 """
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.005)
 
 
 @pytest.fixture

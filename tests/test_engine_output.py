@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from ichat_lifecycle.adapters.engine_lines import LINES_KEPT
 from ichat_lifecycle.adapters.engine_output import EngineOutput
@@ -20,13 +21,6 @@ DEADLINE_S = 30
 CHILD = "import sys; print('child out'); print('child err', file=sys.stderr)"
 # A child that lives until its standard input ends.
 LIVES = [sys.executable, "-c", "import sys; sys.stdin.read(); print('last words')"]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.005)
 
 
 @pytest.fixture

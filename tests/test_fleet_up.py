@@ -18,7 +18,8 @@ import psutil
 import pytest
 import yaml
 from gateway import running_gateway
-from running_fleet import LOOPBACK, PROGRAM, TOKEN, RunningFleet, free_ports, until
+from running_fleet import LOOPBACK, PROGRAM, TOKEN, RunningFleet, free_ports
+from waiting import until
 
 pytestmark = pytest.mark.fleet
 

@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import psutil
 import pytest
+from waiting import until
 
 DEADLINE_S = 60
 
@@ -99,13 +99,6 @@ def terminal(makefile: Path) -> Iterator[Terminal]:
         terminal.screen.close(force=True)
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("code", [0, 75])
 def test_make_ends_with_the_programs_code_after_ctrl_c(terminal: Terminal, code: int) -> None:
     terminal.run(f"run CODE={code}")
@@ -135,7 +128,7 @@ def test_ctrl_z_fg_and_bg(terminal: Terminal) -> None:
     terminal.expect("the shell has 2")
     assert program.status() != psutil.STATUS_STOPPED
     terminal.tell("fg")
-    wait_for(lambda: os.tcgetpgrp(terminal.screen.child_fd) == program.pid)
+    until(lambda: os.tcgetpgrp(terminal.screen.child_fd) == program.pid)
     terminal.screen.sendintr()
     terminal.expect("heard SIGINT")
     assert terminal.code() == 0

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from living_worker import DEADLINE_S, TOKEN, Worker, until
+from living_worker import DEADLINE_S, TOKEN, Worker
 from tools import CACHE, chromium
+from waiting import until
 
 from ichat_lifecycle.ports import Fault
 from ichat_lifecycle.states import State

@@ -12,7 +12,8 @@ import psutil
 import pytest
 import yaml
 from gateway import Gateway, running_gateway
-from running_fleet import RunningFleet, free_ports, until
+from running_fleet import RunningFleet, free_ports
+from waiting import until
 
 pytestmark = pytest.mark.engine
 
