@@ -180,7 +180,8 @@ def gpu_ids_of(value: Any, source: str) -> tuple[GpuId, ...]:
     try:
         return parse_gpu_ids(value)
     except ValueError as error:
-        raise ArgumentsError(f"{source}: {error}, got {value!r}") from error
+        got = "nothing" if value is True else repr(value)  # a flag without a value
+        raise ArgumentsError(f"{source}: {error}, got {got}") from error
 
 
 def _parse_strictly(

@@ -17,7 +17,7 @@ def with_shutdown_timeout(settings: Settings, given: Any) -> Settings:
         given: the flag's value, as text or a number; None where it is not given.
 
     Raises:
-        ArgumentsError: it is negative.
+        ArgumentsError: it is no whole number of seconds, or negative.
     """
     seconds = _seconds(given)
     if seconds is None or "drain" in settings.stop.model_fields_set:
@@ -34,11 +34,13 @@ def overruled(settings: Settings, given: Any) -> bool:
 
 
 def _seconds(given: Any) -> int | None:
-    """None for what is not an integer, which vLLM's own parser complains about."""
+    if given is None:
+        return None
+    shown = FLAG if given is True else f"{FLAG} {given}"
     try:
         seconds = int(str(given))
-    except ValueError:
-        return None
+    except ValueError as error:
+        raise ArgumentsError(f"{shown}: expected whole seconds, 0 or more") from error
     if seconds < 0:
-        raise ArgumentsError(f"{FLAG} {seconds}: expected seconds, 0 or more")
+        raise ArgumentsError(f"{shown}: expected whole seconds, 0 or more")
     return seconds

@@ -326,6 +326,10 @@ def test_what_may_be_right_is_left_to_the_parser(argv: str) -> None:
     refuse_early(Namespace(), argv.split(), {})
 
 
+def test_a_flag_without_its_value_is_shown_as_that() -> None:
+    assert refused("m --gpu-ids").endswith("got nothing")
+
+
 def test_a_conflict_with_the_framework_is_seen_early() -> None:
     assert "the framework's --model-path b" in refused("--model a", model_path="b")
     refuse_early(Namespace(model_path="a"), ["--port", "1"], {})
