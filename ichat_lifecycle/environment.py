@@ -55,10 +55,20 @@ def _home(environ: MutableMapping[str, str]) -> Iterator[Note]:
     if provided is not None:
         yield lambda: log.warning("no_home", instead=str(provided), hint=HOME_HINT)
         return
-    home = known_home()
-    caches = environ.get("VLLM_CACHE_ROOT") or environ.get("XDG_CACHE_HOME")
-    if home is not None and not caches and not can_make(home / ".cache" / "vllm"):
-        yield lambda: log.warning("home_unwritable", path=str(home), hint=HOME_HINT)
+    home, named = known_home(), _named_cache(environ)
+    if named is None:
+        if home is not None and not can_make(home / ".cache" / "vllm"):
+            yield lambda: log.warning("home_unwritable", path=str(home), hint=HOME_HINT)
+    elif not can_make(Path(named[1]).expanduser()):
+        name, path = named
+        hint = f"set {name} to a directory that this user can write, and that lasts"
+        yield lambda: log.warning("cache_unwritable", name=name, path=path, hint=hint)
+
+
+def _named_cache(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """The variable that says where vLLM keeps what it compiles, and its value."""
+    names = ("VLLM_CACHE_ROOT", "XDG_CACHE_HOME")
+    return next(((name, environ[name]) for name in names if environ.get(name)), None)
 
 
 def can_make(directory: Path) -> bool:

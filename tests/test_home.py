@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from structlog.testing import capture_logs
 
 from ichat_lifecycle import environment, home
 from ichat_lifecycle.adapters.evidence import default_directory
@@ -103,9 +104,21 @@ def test_a_home_that_cannot_be_written_is_warned_of(
     monkeypatch.setenv("HOME", "/")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert len(environment.prepare({"HOME": "/"})) == 1
-    assert environment.prepare({"HOME": "/", "VLLM_CACHE_ROOT": str(temporary)}) == ()
     for name in ("HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
         assert name in environment.HOME_HINT
+
+
+@pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "VLLM_CACHE_ROOT"])
+def test_a_named_cache_that_cannot_be_written_is_warned_of(name: str, tmp_path: Path) -> None:
+    """And counts in place of the home."""
+    assert environment.prepare({name: str(tmp_path / "made later")}) == ()
+    path = tmp_path / "file"
+    path.touch()
+    with capture_logs() as logs:
+        environment.log_all(environment.prepare({name: str(path / "below")}))
+    (log,) = logs
+    assert (log["event"], log["name"]) == ("cache_unwritable", name)
+    assert name in log["hint"]
 
 
 def test_whether_a_directory_can_be_made(tmp_path: Path) -> None:
