@@ -56,6 +56,9 @@ T = TypeVar("T")
 _POLL_S = 0.02
 # READY ends only after them, and nobody may be routed to a dead engine for the sake of a number.
 _EXIT_CODE_TRIES, _EXIT_CODE_POLL_S = 12, 0.005
+# The names of those of its processes without any of which it is no engine. The second one wakes
+# the data-parallel ranks: without it requests wait for ever.
+_CORE, _COORDINATOR = "EngineCore", "VLLM_DP_Coordinator"
 _SWEEP_AFTER_S = 0.5  # what has not ended by then is an orphan already: its EngineCore is gone
 
 _DISCARDS_WEIGHTS = 2  # vLLM's sleep levels: 0 pauses, 1 keeps the weights in the host's memory
@@ -287,8 +290,10 @@ class VllmEngine:
     def _watch(self, on_fault: FaultReport) -> None:
         """Death is event-driven: a process's sentinel becomes readable when it ends."""
         loop = asyncio.get_running_loop()
-        cores = {p: c for p, c in self._children.items() if c.name.startswith("EngineCore")}
-        for pid, process in cores.items():
+        cores = {p: c for p, c in self._children.items() if c.name.startswith(_CORE)}
+        for pid, process in self._children.items():
+            if not process.name.startswith((_CORE, _COORDINATOR)):
+                continue
             loop.add_reader(process.sentinel, self._on_death, pid, process, on_fault)
             self._sentinels.append(process.sentinel)
         self._workers = DeathWatch(partial(self._on_worker_death, cores, on_fault))

@@ -74,5 +74,10 @@ def test_a_rank_that_hangs_is_found_and_named_under_traffic_and_idle(model: str)
             verdicts = serving.get("/lifecycle/history").json()["verdicts"]
             assert any(v["kind"] == "hung" and v["ranks"] == [hung] for v in verdicts)
             serving.wait_for_state("READY", 60)
+        (coordinator,) = serving.engine_pids("DPCoordinator")
+        coordinator.kill()  # vLLM itself does not notice
+        serving.wait_for_state("DEGRADED", 60)
+        assert "VLLM_DP_Coordinator" in reason(serving)["message"]
+        serving.wait_for_state("READY")
         serving.signal()
         assert serving.wait() == 0
