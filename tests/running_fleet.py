@@ -207,7 +207,8 @@ class Asked:
         reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
         try:
             writer.write(self._request.encode())
-            answer = await reader.read()
+            if not (answer := await reader.read()):
+                raise ConnectionResetError("closed before the request was there")
             return answer.split(b" ", 2)[1].decode()
         finally:
             writer.close()

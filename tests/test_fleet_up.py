@@ -258,7 +258,7 @@ def test_ctrl_c_stops_all_and_finishes_what_runs(tmp_path: Path) -> None:
         # In the end the socket is closed: until then everybody has an answer.
         gone = {"ConnectionRefusedError", "ConnectionResetError"}
         assert set(asked.counts) <= {"200", "503", *gone}
-        assert asked.counts["ConnectionResetError"] <= 2
+        assert asked.counts["ConnectionResetError"] <= 5  # what was waiting when it was closed
         assert asked.counts["503"] > 0
 
 
