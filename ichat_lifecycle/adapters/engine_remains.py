@@ -95,16 +95,17 @@ def refuse_questions(client: Any) -> None:
 async def end_zeromq(client: Any, timeout_s: float = PATIENCE_S) -> None:
     """End the client's ZeroMQ context, with its threads and descriptors; bounded.
 
-    vLLM has its sockets closed on the loop, so this comes after a turn of it.
+    vLLM has its sockets closed on the loop, so this comes after a turn of it. Where that is not
+    done in time, ZeroMQ ends with the last reference to it.
     """
     resources = getattr(getattr(client, "engine_core", None), "resources", None)
     context = getattr(resources, "ctx", None)
     if context is None or getattr(context, "closed", True):
         return
-    async with asyncio.timeout(timeout_s):
-        while any(not socket.closed for socket in _sockets(resources)):
-            await asyncio.sleep(_POLL_S)
-        with contextlib.suppress(Exception):  # it ends with its last reference otherwise
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(timeout_s):
+            while any(not socket.closed for socket in _sockets(resources)):
+                await asyncio.sleep(_POLL_S)
             await in_thread(partial(context.destroy, linger=0), "zeromq-end")
 
 

@@ -374,12 +374,11 @@ class VllmEngine:
                 refuse_questions(client)
                 # Nothing runs any more: vLLM's own default, 0, ends its processes at once.
                 await in_thread(partial(client.shutdown, timeout=0), "engine-shutdown")
-                with contextlib.suppress(TimeoutError):
-                    await end_zeromq(client)
         finally:
-            del client
             self.kill()
-            await self._gone()
+            # Side by side: one deadline is for both, and a large process takes long to end.
+            await asyncio.gather(self._gone(), end_zeromq(client))
+            del client
             self._loading = None
             self._children = {}
             self._former = True
