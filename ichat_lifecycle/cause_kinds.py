@@ -152,6 +152,13 @@ KINDS = (
         Category.CONFIGURATION,
     ),
     _kind(
+        r"UnicodeDecodeError: '(?!utf-?8)[\w-]+' codec can't decode",
+        StartError,
+        "not_utf8",
+        "the locale is not one of UTF-8, in which libraries read their files: set PYTHONUTF8=1",
+        Category.CONFIGURATION,
+    ),
+    _kind(
         r"KV cache is needed|No available memory for the cache",
         LimitError,
         "kv_cache_too_small",

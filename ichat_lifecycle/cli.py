@@ -32,14 +32,24 @@ def main(argv: list[str] | None = None) -> NoReturn:
         raise
 
 
+def _as_typed(word: str) -> str:
+    """A word in UTF-8 under a locale that is ASCII: Python has its bytes as surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(word).decode("utf-8", "surrogateescape")
+    return word
+
+
 def _main(argv: list[str] | None) -> NoReturn:
     standard_streams.prepare()
     # From the first moment on, a signal before anything has started is a clean end.
     signal.signal(signal.SIGTERM, _end_before_start)
     signal.signal(signal.SIGINT, _end_before_start)
+    words = list(map(_as_typed, sys.argv[1:])) if argv is None else argv
     with closed_output.flushing():  # what --help has printed
-        args, rest = build_parser().parse_known_args(argv)
-    args.typed = (sys.argv[1:] if argv is None else argv)[1:]  # after the command
+        args, rest = build_parser().parse_known_args(words)
+    args.typed = words[1:]  # after the command
     if args.command != "serve":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,6 +3,8 @@ directory, and the variables that this package or one of its libraries reads."""
 
 from __future__ import annotations
 
+import codecs
+import locale
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -25,6 +27,7 @@ Note = Callable[[], None]
 KEYS = ("VLLM_API_KEY", TOKEN_VARIABLE, FLEET_TOKEN_VARIABLE)
 HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # the library strips them, and takes "" for none
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+UTF8_HINT = "set PYTHONUTF8=1, or a locale of UTF-8: libraries read their own files in it"
 HOME_HINT = (
     "set HOME, or XDG_CACHE_HOME, VLLM_CACHE_ROOT and HF_HOME, to a directory that this user can"
     " write, and that lasts"
@@ -44,7 +47,7 @@ def prepare(environ: MutableMapping[str, str]) -> tuple[Note, ...]:
         ArgumentsError: a key cannot be sent, or a directory that a variable names is not there.
         LimitError: there is no directory that can be written, not even a temporary one.
     """
-    notes = [*_home(environ), *_temporary(environ)]
+    notes = [*_home(environ), *_temporary(environ), *_encoding()]
     notes += [note for name in (*KEYS, *HUB_KEYS) for note in _key(environ, name)]
     _check_metrics_directory(environ)
     return tuple(notes)
@@ -63,6 +66,13 @@ def _home(environ: MutableMapping[str, str]) -> Iterator[Note]:
         name, path = named
         hint = f"set {name} to a directory that this user can write, and that lasts"
         yield lambda: log.warning("cache_unwritable", name=name, path=path, hint=hint)
+
+
+def _encoding() -> Iterator[Note]:
+    """torch cannot even be imported where files are read as ASCII."""
+    name = locale.getpreferredencoding(do_setlocale=False)
+    if codecs.lookup(name).name != "utf-8":
+        yield lambda: log.warning("locale_not_utf8", encoding=name, hint=UTF8_HINT)
 
 
 def _named_cache(environ: Mapping[str, str]) -> tuple[str, str] | None:

@@ -117,6 +117,7 @@ KINDS: dict[str, tuple[type[LifecycleError], int, str]] = {
     "compiler_missing": (StartError, 70, "configuration"),
     "program_missing": (StartError, 70, "configuration"),
     "no_home": (StartError, 70, "configuration"),
+    "not_utf8": (StartError, 70, "configuration"),
     "service_link": (ArgumentsError, 2, "configuration"),
     "engine_port_unavailable": (StartError, 70, "port"),
     "input_missing": (InputMissingError, 66, "model"),
@@ -299,6 +300,16 @@ LOGGED = [
         "huggingface",
     ),
     ("RuntimeError: could not determine home directory", "no_home", "home"),
+    (
+        "UnicodeDecodeError: 'ascii' codec can't decode byte 0xe2 in position 602: ordinal not in",
+        "not_utf8",
+        "ascii",
+    ),
+    (
+        "UnicodeDecodeError: 'gbk' codec can't decode byte 0x94 in position 5: illegal multibyte",
+        "not_utf8",
+        "gbk",
+    ),
     ("KeyError: 'getpwuid(): uid not found: 12345'", "no_home", "12345"),
     (
         "ValueError: VLLM_PORT 'tcp://10.96.0.1:8000' appears to be a URI. This may be caused by",

@@ -23,6 +23,7 @@ import pytest
 from client_worker import LiveWorker, nobody
 
 from ichat_lifecycle.cli import build_parser, main
+from ichat_lifecycle.client import fleet_commands
 from ichat_lifecycle.states import State, Trigger
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +147,14 @@ def test_a_wait_says_what_has_happened() -> None:
         done = run("wait", worker.url, "--for", "READY")
         assert (done.returncode, done.stdout) == (75, "")
         assert done.stderr == "demo is STOPPING, from where it cannot become READY\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("千问", "%E5%8D%83%E9%97%AE"), ("../b", "..%2Fb"), ("a\nb", "a%0Ab"), ("\udcff", "%3F")],
+)
+def test_a_name_is_one_part_of_a_path_whatever_it_is_made_of(name: str, part: str) -> None:
+    assert fleet_commands._path(name, "logs") == f"/fleet/{part}/logs"
 
 
 def test_a_mistaken_url_ends_with_2() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from ichat_lifecycle import environment
 from ichat_lifecycle.adapters import vllm_environment
@@ -159,6 +160,16 @@ def test_a_variable_is_blamed_for_the_value_that_an_error_quotes() -> None:
     text = "ValueError: invalid literal for int() with base 10: 'soon'"
     assert environment.blamed(text, {"HF_HUB_ETAG_TIMEOUT": "soon"}) == "HF_HUB_ETAG_TIMEOUT"
     assert environment.blamed(text, {"A": "", "MY_TOKEN": "soon"}) is None
+
+
+def test_a_locale_that_is_not_of_utf_8_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.prepare({}) == ()
+    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale: "GBK")
+    with capture_logs() as logs:
+        environment.log_all(environment.prepare({}))
+    (log,) = logs
+    assert (log["event"], log["encoding"]) == ("locale_not_utf8", "GBK")
+    assert "PYTHONUTF8" in log["hint"]
 
 
 def test_a_directory_for_metrics_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -472,6 +472,10 @@ def test_each_worker_is_read_with_its_own_variables_and_not_with_this_moment() -
 def test_a_parser_that_is_not_there_or_fails_says_so() -> None:
     with pytest.raises(NoEngineError, match="vLLM is not installed"):
         ask_vllm([question()], answering(json.dumps({"error": "vLLM is not installed"})))
+    failed = {"failed": {"root_cause": "UnicodeDecodeError: x", "hint": "set PYTHONUTF8=1"}}
+    with pytest.raises(LifecycleError, match="import has failed") as caught:
+        ask_vllm([question()], answering(json.dumps(failed)))
+    assert caught.value.hint == "set PYTHONUTF8=1"
     failing = [sys.executable, "-c", "raise SystemExit('it broke')"]
     with pytest.raises(LifecycleError, match="parser has failed") as caught:
         ask_vllm([question()], failing)

@@ -54,6 +54,20 @@ def test_the_command_line_runs_without_a_stream(redirections: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_word_in_utf_8_is_what_was_typed_under_an_ascii_locale() -> None:
+    """Python has its bytes as surrogates, which no URL and no file's text can hold."""
+    script = "import sys; from ichat_lifecycle import cli; print(ascii(cli._as_typed(sys.argv[1])))"
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for word, shown in (("千问".encode(), "'\\u5343\\u95ee'"), (b"a\xff", "'a\\udcff'")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, word],
+            capture_output=True,
+            check=True,
+            env={**os.environ, **locale},
+        )
+        assert done.stdout.decode().strip() == shown
+
+
 def test_what_a_stream_cannot_encode_is_escaped() -> None:
     done = run(
         "import sys\n"

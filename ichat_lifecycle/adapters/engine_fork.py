@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ichat_lifecycle.adapters import births
+from ichat_lifecycle.adapters.standard_streams import ESCAPED
 
 STDERR = 2
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
@@ -167,8 +168,11 @@ def _is_pair(fd: int) -> bool:
 
 
 def _fresh_streams() -> None:
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    # In UTF-8, as the reader of the pipe takes it, whatever the locale is.
+    sys.stdout, sys.stderr = (
+        os.fdopen(fd, "w", buffering=1, encoding="utf-8", errors=ESCAPED, closefd=False)
+        for fd in (1, 2)
+    )
     for logger in (logging.getLogger(), logging.getLogger("vllm")):
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler):

@@ -33,7 +33,8 @@ def _run(command: Sequence[str]) -> str:
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=SYSTEMCTL_TIMEOUT_S,
         check=False,
     )

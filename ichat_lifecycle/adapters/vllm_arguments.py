@@ -101,7 +101,7 @@ class VllmArguments:
         except (LifecycleError, _StopAsked):
             raise
         except Exception as error:
-            raise _import_error(error) from error
+            raise import_error(error) from error
         self._on_logging(self.logging)
         parser = self.layout.make_arg_parser(self.layout.argument_parser())
         parsed = parse(self._framework, self._argv, parser, self._also_known)
@@ -158,7 +158,7 @@ class VllmArguments:
             )
 
 
-def _import_error(error: Exception) -> LifecycleError:
+def import_error(error: Exception) -> LifecycleError:
     """What ended the import of vLLM or of a library of its own."""
     text = f"{type(error).__name__}: {error}"
     name = environment.blamed(text, os.environ) if isinstance(error, ValueError) else None

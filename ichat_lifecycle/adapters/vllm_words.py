@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from ichat_lifecycle.adapters.answer_headers import LISTS, SWITCHES
 from ichat_lifecycle.adapters.parent import follow
-from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
+from ichat_lifecycle.adapters.vllm_arguments import VllmArguments, import_error
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments
 from ichat_lifecycle.errors import LifecycleError
@@ -34,6 +34,9 @@ def main() -> int:
         layout = load(lambda step: None)
     except LifecycleError as error:
         _write(answers, {"error": error.line()})
+    except Exception as error:
+        found = import_error(error)
+        _write(answers, {"failed": {"root_cause": found.root_cause, "hint": found.hint}})
     else:
         _write(answers, {"workers": [_answer_as(layout, worker) for worker in workers]})
     return 0

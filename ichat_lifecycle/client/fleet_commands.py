@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -42,14 +43,14 @@ def reload(args: argparse.Namespace) -> int:
 def stop(args: argparse.Namespace) -> int:
     if bool(args.name) == args.all:
         raise ArgumentsError("stop: give a NAME, or --all")
-    path = "/fleet/stop" if args.all else f"/fleet/{args.name}/stop"
+    path = "/fleet/stop" if args.all else _path(args.name, "stop")
     _post(args, path, {"now": True} if args.now else None)
     return 0
 
 
 @_in_order
 def restart(args: argparse.Namespace) -> int:
-    _post(args, f"/fleet/{args.name}/restart")
+    _post(args, _path(args.name, "restart"))
     return 0
 
 
@@ -57,12 +58,16 @@ def restart(args: argparse.Namespace) -> int:
 def logs(args: argparse.Namespace) -> int:
     fleet = find_fleet(args.fleet)
     try:
-        _print_lines(
-            fleet, f"/fleet/{args.name}/logs", {"lines": args.lines, "follow": args.follow}
-        )
+        path, query = _path(args.name, "logs"), {"lines": args.lines, "follow": args.follow}
+        _print_lines(fleet, path, query)
     except httpx.HTTPError as error:
         raise fleet.unreachable(error) from error
     return 0
+
+
+def _path(name: str, what: str) -> str:
+    """A name is one part of it, whatever it is made of."""
+    return f"/fleet/{quote(name, safe='', errors='replace')}/{what}"
 
 
 def _print_lines(fleet: Supervisor, path: str, query: Mapping[str, Any]) -> None:

@@ -105,7 +105,8 @@ def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) ->
             program,
             input=json.dumps(given),
             capture_output=True,
-            text=True,
+            encoding="utf-8",  # as the program writes, whatever the locale is
+            errors="replace",
             timeout=TIMEOUT_S,
             check=False,
         )
@@ -117,6 +118,8 @@ def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) ->
     except json.JSONDecodeError as error:
         last = (done.stderr.strip().splitlines() or ["no word of it"])[-1]
         raise LifecycleError("vLLM's parser has failed", root_cause=last) from error
+    if "failed" in found:
+        raise LifecycleError("vLLM's import has failed", **found["failed"])
     if "error" in found:
         raise NoEngineError(found["error"], code="no_engine")
     return [
