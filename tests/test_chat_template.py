@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,10 +46,21 @@ def test_what_others_extend_jinja_with_is_no_mistake(template: str) -> None:
     assert syntax_error(template) is None
 
 
-def _check(given: str, text: str) -> None:
+def _check(given: str, text: str = "") -> None:
+    """`text` is what the file holds; by default it is read."""
     arguments = VllmArguments(argparse.Namespace(), [])
-    arguments.layout = Layout("0", {"load_chat_template": lambda _: text})
+    read = (lambda _: text) if text else (lambda path: Path(path).read_text(encoding="utf-8"))
+    arguments.layout = Layout("0", {"load_chat_template": read})
     arguments._check_chat_template(argparse.Namespace(chat_template=given))
+
+
+def test_a_file_that_is_no_text_is_bad_arguments_and_named(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.jinja"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path, why in ((binary, "can't decode"), (tmp_path, "Is a directory")):
+        with pytest.raises(ArgumentsError, match=why) as caught:
+            _check(str(path))
+        assert caught.value.message.startswith(f"--chat-template {path}: ")
 
 
 @pytest.mark.parametrize(

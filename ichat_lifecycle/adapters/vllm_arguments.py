@@ -129,7 +129,7 @@ class VllmArguments:
         except LifecycleError:
             raise
         except Exception as error:
-            text = str(error.args[0]) if error.args else repr(error)
+            text = str(error) or repr(error)
             raise ArgumentsError(text.removeprefix("Error: ")) from error
 
     def _check_chat_template(self, namespace: argparse.Namespace) -> None:
@@ -138,8 +138,12 @@ class VllmArguments:
         assert self.layout is not None
         if not given or self.layout.load_chat_template is None:
             return
-        if (wrong := syntax_error(self.layout.load_chat_template(given))) is not None:
-            shown = "(given as text)" if set(given) & set("{}\n") else given
+        shown = "(given as text)" if set(given) & set("{}\n") else given
+        try:
+            wrong = syntax_error(self.layout.load_chat_template(given))
+        except (OSError, ValueError) as error:  # a directory, or what is no text
+            raise ArgumentsError(f"--chat-template {shown}: {error}") from error
+        if wrong is not None:
             raise ArgumentsError(
                 f"--chat-template {shown}: {wrong}", hint="correct the Jinja template"
             )
