@@ -60,27 +60,54 @@ def test_an_engine_that_hangs_after_it_hangs_a_timeout_later() -> None:
     assert watch(rpc, script).said == [(10, BUSY), (20, BUSY), (30, HUNG)]
 
 
-SIGNS = ("progress", "in_flight", "ready", "works", "admin_request", "compiling")
+SIGNS = ("progress", "in_flight", "ready", "works")
+EXCUSES = ("admin_request", "compiling")
 
 
-@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("sign", [*SIGNS, *EXCUSES])
 def test_a_sign_that_raises_reports_nothing_and_the_watch_goes_on(sign: str) -> None:
-    """A hang is found as before, and the failure is logged once."""
+    """For less than a timeout: a hang is found afterwards as it was before."""
     rpc = Rpc(in_flight=1)
 
     async def script(seen: Watch) -> None:
         rpc.broken = {sign}
-        await asyncio.sleep(20)
+        await asyncio.sleep(TOKENS.timeout - 2)
         assert set(kinds(seen)) <= {BUSY, IDLE}
-        rpc.hanging = {0}
-        await asyncio.sleep(20)
+        rpc.broken, rpc.hanging = set(), {0}
+        await asyncio.sleep(2 * TOKENS.timeout)
 
-    with capture_logs() as logs:
-        seen = watch(rpc, script, TOKENS)
+    seen = watch(rpc, script, TOKENS)
     assert HUNG in kinds(seen)
     assert seen.faults == []
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_a_sign_that_fails_for_good_is_a_fault(sign: str) -> None:
+    """READY would stand over an engine that nobody sees any more."""
+    rpc = Rpc(in_flight=1)
+
+    async def script(seen: Watch) -> None:
+        rpc.broken = {sign}
+        await asyncio.sleep(3 * TOKENS.timeout + TOKENS.token_interval)
+
+    with capture_logs() as logs:
+        (fault,) = watch(rpc, script, TOKENS).faults
+    assert fault.code == "watchdog_failed"
     failures = [line["sign"] for line in logs if line["event"] == "sign_failed"]
-    assert failures == [sign]
+    assert failures == [sign], "once for each run of failures"
+
+
+@pytest.mark.parametrize("sign", EXCUSES)
+def test_a_source_of_excuses_that_fails_excuses_nothing(sign: str) -> None:
+    rpc = Rpc(in_flight=1)
+
+    async def script(seen: Watch) -> None:
+        rpc.broken, rpc.hanging = {sign}, {0}
+        await asyncio.sleep(4 * TOKENS.timeout)
+
+    seen = watch(rpc, script, TOKENS)
+    assert HUNG in kinds(seen)
+    assert seen.faults == []
 
 
 def test_a_failure_that_comes_again_is_logged_again() -> None:

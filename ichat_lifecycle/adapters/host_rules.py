@@ -91,18 +91,17 @@ def warn_of_probes(host: Host, settings: Settings, control_host: str) -> None:
 
 def _points(host: Host, settings: Settings, control_host: str) -> Iterator[str]:
     decided = settings.http.model_fields_set
-    alone = is_loopback(control_host)
-    if alone:
+    if is_loopback(control_host):
         yield (
             f"the kubelet cannot reach the probes /livez, /readyz and /startupz on {control_host}:"
             " --control-host 0.0.0.0"
         )
-    if alone and "health" not in decided:
+    if "health" not in decided:
         yield (
             "a livenessProbe of /health kills the Pod in a recovery or a sleep: "
             "--set http.health=live, or ready if nothing probes it so"
         )
-    if alone and "models" not in decided:
+    if "models" not in decided:
         yield (
             "a readinessProbe of /v1/models passes in DEGRADED and asleep: --set http.models=gated,"
             " or open if nothing probes it so"

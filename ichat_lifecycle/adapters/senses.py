@@ -6,6 +6,7 @@ long as one of them works, so each sign is asked of each rank by itself.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -55,15 +56,20 @@ class Senses:
 
 
 class SafeSenses:
-    """The same, for a watch that must not end: a source that raises reports nothing.
+    """The same, for a watch that must not end at once: a source that raises reports nothing.
 
-    Each one's first failure in a row is logged. What the RPC and the token raise is a sign itself
-    and comes through.
+    Each one's first failure in a row is logged. One that fails for good ends the watch, which is a
+    fault: without it a hang may not be found. What the RPC and the token raise is a sign itself and
+    comes through, and a source of excuses that fails excuses nothing.
+
+    Args:
+        patience_s: for how long a source may fail without a break.
     """
 
-    def __init__(self, senses: Senses) -> None:
+    def __init__(self, senses: Senses, patience_s: float) -> None:
         self._senses = senses
-        self._failing: set[str] = set()
+        self._patience_s = patience_s
+        self._failing: dict[str, float] = {}  # since when, on the loop's clock
 
     def ranks(self) -> tuple[int, ...]:
         return self._value("ranks", self._senses.ranks, default=_one_rank()) or _one_rank()
@@ -84,7 +90,13 @@ class SafeSenses:
         return self._value("works", works, rank, default=False)
 
     def admin_request(self, before_s: float) -> str:
-        return self._value("admin_request", self._senses.admin_request, before_s, default="")
+        try:
+            found = self._senses.admin_request(before_s)
+        except Exception as error:
+            self._note("admin_request", error)
+            return ""
+        self._failing.pop("admin_request", None)
+        return found
 
     async def compiling(self) -> str:
         try:
@@ -92,7 +104,7 @@ class SafeSenses:
         except Exception as error:
             self._note("compiling", error)
             return ""
-        self._failing.discard("compiling")
+        self._failing.pop("compiling", None)
         return found
 
     async def is_sleeping(self, rank: int) -> bool:
@@ -105,12 +117,16 @@ class SafeSenses:
         try:
             value = ask(*args)
         except Exception as error:
-            self._note(name, error)
+            if self._note(name, error) >= self._patience_s:
+                raise
             return default
-        self._failing.discard(name)
+        self._failing.pop(name, None)
         return value
 
-    def _note(self, name: str, error: Exception) -> None:
+    def _note(self, name: str, error: Exception) -> float:
+        """For how long it has failed by now, in seconds."""
+        now_s = asyncio.get_running_loop().time()
         if name not in self._failing:
-            self._failing.add(name)
+            self._failing[name] = now_s
             log.warning("sign_failed", sign=name, error=repr(error))
+        return now_s - self._failing[name]

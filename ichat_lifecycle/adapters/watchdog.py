@@ -62,7 +62,7 @@ class EngineWatchdog:
     """
 
     def __init__(self, senses: Senses, health: Health) -> None:
-        self._senses = SafeSenses(senses)
+        self._senses = SafeSenses(senses, health.timeout)
         self._health = health
         self._interval_s = health.interval
         self._paced = asyncio.Event()
