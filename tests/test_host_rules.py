@@ -85,10 +85,16 @@ def test_a_pod_is_also_known_by_its_service_account(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("control", ["0.0.0.0", "::", "10.0.0.7"])
-def test_a_pod_whose_control_plane_can_be_probed_is_not_warned(
+def test_a_pod_whose_control_plane_can_be_probed_is_warned_of_a_charts_own_probes(
     tmp_path: Path, control: str
 ) -> None:
-    assert probes(Machine(tmp_path).host(IN_A_POD), control=control) == ""
+    host = Machine(tmp_path).host(IN_A_POD)
+    hint = probes(host, control=control)
+    assert "--control-host" not in hint
+    assert "/health kills the Pod" in hint
+    assert "/v1/models passes" in hint
+    decided = load_settings(None, ["http.health=ready", "http.models=open"])
+    assert probes(host, decided, control=control) == ""
 
 
 @pytest.mark.parametrize("value", ["live", "ready"])
