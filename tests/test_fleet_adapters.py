@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
 import io
 import json
 import os
@@ -19,14 +20,17 @@ from typing import Any
 
 import httpx
 import pytest
+from fleet_world import plan
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.notify_socket import NotifySocket
 from ichat_lifecycle.adapters.output_tail import KEPT, OutputTail
-from ichat_lifecycle.adapters.worker_process import WorkerProcess
+from ichat_lifecycle.adapters.worker_process import SERVE, ServeLauncher, WorkerProcess
+from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
+from ichat_lifecycle.fleet import engine_words
 from ichat_lifecycle.fleet.engine_words import NoEngineError, Question, ask_vllm
 from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.models import ServerSettings
@@ -90,6 +94,72 @@ def test_the_last_words_of_a_process_that_fails_are_its_error() -> None:
         assert started.process.last_words == "no model; hint: get one"
 
     run(scenario())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_a_kernel_that_does_not_tell_of_ends_is_asked_by_a_thread(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As old kernels and some sandboxes are."""
+
+    def refused(pid: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+
+    async def scenario() -> None:
+        before = open_files()
+        started = Started("print('one', flush=True); import time; time.sleep(600)")
+        while not started.lines:
+            await asyncio.sleep(0.01)
+        started.process.terminate()
+        assert await started.process.wait() == -signal.SIGTERM
+        assert (started.lines, started.codes) == (["one"], [-signal.SIGTERM])
+        started.process.kill()  # nobody any more
+        assert open_files() == before
+
+    run(scenario())
+
+
+def test_nothing_is_imported_from_where_a_fleet_is_started(tmp_path: Path) -> None:
+    """That may be anybody's directory."""
+    (tmp_path / "argparse.py").write_text("raise SystemExit('run')")
+    done = subprocess.run([*SERVE, "--help"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert engine_words.PROGRAM[:2] == SERVE[:2]
+
+
+def test_a_workers_environment_is_the_supervisors_without_what_is_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one directory of metrics each worker would show the numbers of all."""
+    names = ("PROMETHEUS_MULTIPROC_DIR", FLEET_TOKEN_VARIABLE, "HF_HOME", "A")
+    for name in names:
+        monkeypatch.setenv(name, "supervisor")
+    program = f"import os; print([os.environ.get(name) for name in {names}])"
+    lines: list[str] = []
+
+    async def scenario() -> None:
+        notify = NotifySocket()
+        with socket.create_server((LOOPBACK, 0)) as sock:
+            launcher = ServeLauncher(
+                notify,
+                lambda _: sock.fileno(),
+                lambda _, line: lines.append(line),
+                {},
+                [sys.executable, "-c", program],
+            )
+            worker = launcher.launch(
+                plan("a", env={"A": "its own"}),
+                accept_from="start",
+                watchdog_s=60,
+                on_news=lambda news: None,
+            )
+            await worker.wait()
+        notify.close()
+
+    run(scenario())
+    assert lines == [str([None, None, "supervisor", "its own"])]
 
 
 def test_all_of_much_output_comes() -> None:

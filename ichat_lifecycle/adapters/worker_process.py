@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from ichat_lifecycle.adapters.line_splitter import LineSplitter
@@ -19,9 +21,13 @@ from ichat_lifecycle.adapters.sd_notify import (
     WATCHDOG_VARIABLE,
 )
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
+from ichat_lifecycle.environment import METRICS_DIRECTORY
 from ichat_lifecycle.fleet.ports import Hearer, Plan
 
-SERVE = (sys.executable, "-m", "ichat_lifecycle", "serve")
+# -P: a file called argparse.py where `up` was started must not be run.
+SERVE = (sys.executable, "-P", "-m", "ichat_lifecycle", "serve")
+_OWN = (FLEET_TOKEN_VARIABLE, WATCHDOG_PID_VARIABLE)  # the supervisor's
+_NO_PIDFD = (errno.ENOSYS, errno.EPERM)  # a kernel before 5.3, a sandbox
 
 CHUNK = 65_536
 CHUNKS = 16  # read at once: a worker that prints without end must not hold up the others
@@ -76,14 +82,30 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[int] = self._loop.create_future()
         try:
-            self._pidfd = os.pidfd_open(self.pid)
+            self._pidfd = self._watch()
         except OSError:  # too many open files: what cannot be watched must not run
             self._process.kill()
             self._process.wait()
             os.close(read_fd)
             raise
-        self._loop.add_reader(self._pidfd, self._ended)
         self._loop.add_reader(read_fd, self._read)
+
+    def _watch(self) -> int | None:
+        """The descriptor that tells the end; None where there is none, and a thread waits."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError as error:
+            if error.errno not in _NO_PIDFD:
+                raise
+            threading.Thread(target=self._outwait, name=f"wait-{self.pid}", daemon=True).start()
+            return None
+        self._loop.add_reader(pidfd, self._ended)
+        return pidfd
+
+    def _outwait(self) -> None:
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # its pid stays its own until then
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            self._loop.call_soon_threadsafe(self._ended)
 
     async def wait(self) -> int:
         return await asyncio.shield(self._end)
@@ -104,7 +126,10 @@ class WorkerProcess:
         if self._end.done():  # whoever asks has not heard of it yet
             return
         with contextlib.suppress(ProcessLookupError):  # it has ended this very moment
-            signal.pidfd_send_signal(self._pidfd, number)
+            if self._pidfd is None:
+                os.kill(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def _read(self) -> None:
         """Whatever is there. Its engine's processes may have the other end, too, and outlive it."""
@@ -125,14 +150,16 @@ class WorkerProcess:
         self._on_line(line)
 
     def _ended(self) -> None:
-        self._loop.remove_reader(self._pidfd)
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
         self._read()
         if self._splitter.rest:
             self._take(self._splitter.rest)
         self._loop.remove_reader(self._read_fd)
         os.close(self._read_fd)
         code = self._process.wait()
-        os.close(self._pidfd)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
         self._on_end(code)
         self._end.set_result(code)
 
@@ -166,14 +193,15 @@ class ServeLauncher:
     ) -> WorkerProcess:
         fd = self._fd_of(plan)
         environment = {
-            **os.environ,
+            # In one directory for all, each worker would show the numbers of all.
+            **{k: v for k, v in os.environ.items() if k != METRICS_DIRECTORY},
             **self._token,
             **plan.env,
             SOCKET_VARIABLE: self._notify.address,
             SUPERVISOR_VARIABLE: str(os.getpid()),
             WATCHDOG_VARIABLE: str(int(watchdog_s * 1e6)),
         }
-        for name in (FLEET_TOKEN_VARIABLE, WATCHDOG_PID_VARIABLE):  # the supervisor's own
+        for name in _OWN:
             environment.pop(name, None)
         words = [*plan.argv, "--fd", str(fd), "--accept-from", accept_from]
         if accept_from == "ready":

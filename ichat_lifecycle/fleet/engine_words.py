@@ -14,7 +14,8 @@ from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.engine_argv import WrongKey
 from ichat_lifecycle.scalars import Plain
 
-PROGRAM = (sys.executable, "-m", "ichat_lifecycle.adapters.vllm_words")
+# -P: as workers are run, without the directory where `up` was started.
+PROGRAM = (sys.executable, "-P", "-m", "ichat_lifecycle.adapters.vllm_words")
 TIMEOUT_S = 180.0
 
 
