@@ -234,6 +234,7 @@ class VLLMBackend(LifecycleBackend):
             settings.http,
             lambda: builder.background_tasks(),  # noqa: PLW0108  # it is made later
         )
+        self.gate.on_admin = self.engine.administrated
         builder = VllmAppBuilder(
             self.engine,
             self._layout,

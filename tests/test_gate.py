@@ -116,7 +116,14 @@ class Bench:
         incoming: Sequence[Message] = (EMPTY,),
         kind: str = "http",
     ) -> Call:
-        scope = {"type": kind, "path": path, "method": method, "headers": list(headers)}
+        path, _, query = path.partition("?")
+        scope: Scope = {
+            "type": kind,
+            "path": path,
+            "query_string": query.encode(),
+            "method": method,
+            "headers": list(headers),
+        }
         return Call(self.gate, scope, list(incoming))
 
     async def ask(self, path: str, method: str = "GET", **more: Any) -> Call:
@@ -145,6 +152,25 @@ def assert_refused(call: Call, state: State) -> None:
     assert (call.error["type"], call.error["code"]) == ("service_unavailable", 503)
     assert call.error["param"] is None
     assert (call.headers.get("connection") == "close") is (state is State.STOPPING)
+
+
+def test_administrative_requests_that_have_succeeded_are_told() -> None:
+    """The engine has to know whether vLLM's own routes took its weights."""
+    told: list[tuple[str, str]] = []
+    status = 200
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"app"})
+
+    bench = Bench(State.READY, app)
+    bench.gate.on_admin = lambda path, query: told.append((path, query))
+    bench.gate.root_path = "/api"
+    for line in (("/api/sleep?level=2", "POST"), ("/v1/completions", "POST"), ("/sleep", "GET")):
+        asyncio.run(bench.ask(*line))
+    status = 500
+    asyncio.run(bench.ask("/sleep?level=2", "POST"))
+    assert told == [("/sleep", "level=2")]
 
 
 # --- who may pass

@@ -17,6 +17,7 @@ import pytest
 from ichat_lifecycle.adapters import vllm_caches
 from ichat_lifecycle.adapters.vllm_engine import VllmEngine
 from ichat_lifecycle.adapters.vllm_layout import Layout
+from ichat_lifecycle.adapters.vllm_ranks import EngineRanks
 from ichat_lifecycle.errors import EngineNotUp, TransitionRefused
 
 
@@ -57,6 +58,7 @@ class Client:
 def engine_with(client: Client | None) -> VllmEngine:
     engine = VllmEngine(argparse.Namespace, lambda: cast(Layout, None), lambda: None)
     engine.client = client
+    engine.ranks = EngineRanks(client)
     return engine
 
 
@@ -85,6 +87,29 @@ def test_weights_that_were_kept_are_not_loaded_again(level: int) -> None:
 
     asyncio.run(script())
     assert client.asked == [("sleep", level), ("wake_up", None)]
+
+
+@pytest.mark.parametrize("given", ["/update_weights", "/collective_rpc", "/finish_weight_update"])
+def test_an_engine_that_vllms_own_routes_woke_without_weights_counts_as_asleep(given: str) -> None:
+    """It would answer, with anything; until it has got weights, by whatever way."""
+    client = Client(is_sleeping=False)
+    engine = engine_with(client)
+
+    async def script() -> None:
+        engine.administrated("/sleep", "level=2&mode=abort")
+        engine.administrated("/wake_up", "")
+        assert await engine.is_sleeping()
+        engine.administrated(given, "")
+        assert not await engine.is_sleeping()
+        engine.administrated("/sleep", "level=2")
+        await engine.wake_up()
+        assert ("collective_rpc", "reload_weights") in client.asked
+        assert not await engine.is_sleeping()
+        for query in ("", "level=1", "level=x"):
+            engine.administrated("/sleep", query)
+            assert not await engine.is_sleeping(), "the weights are kept"
+
+    asyncio.run(script())
 
 
 def test_discarded_weights_are_loaded_before_the_engine_counts_as_awake() -> None:

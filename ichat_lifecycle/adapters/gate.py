@@ -42,6 +42,7 @@ OWN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/lifecycle"})
 MODELS_PATH = "/v1/models"
 RESPONSES_PATH = "/v1/responses"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+SUCCESS = range(200, 300)
 READING_METHODS = frozenset({"GET", "HEAD"})
 
 CROWDED_MESSAGE = "The worker has more connections than it can take, each with a request under way."
@@ -76,6 +77,7 @@ class Gate:
     Attributes:
         root_path: the prefix that vLLM's app strips from paths (`--root-path`). All decisions are
             made on the path that is left.
+        on_admin: gets the path and the query of each administrative request that has succeeded.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Gate:
         self._empty.set()
         self._key_hashes: tuple[bytes, ...] = ()
         self.root_path = ""
+        self.on_admin: Callable[[str, str], None] = lambda path, query: None
         self.app: App | None = None
         self.app_state: dict[str, Any] = {}
 
@@ -214,11 +217,15 @@ class Gate:
         assert task is not None
         began_s = asyncio.get_running_loop().time()
         request = _Request(task, scope["type"], self._admin_name(scope), began_s)
+        query = scope.get("query_string", b"").decode("ascii", "replace")
+        asked = route_path(scope["path"], self.root_path), query
 
         async def watching_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.started = True
                 request.streaming = _is_event_stream(message)
+                if request.admin and message["status"] in SUCCESS:
+                    self.on_admin(*asked)
             elif not message.get("more_body", False):
                 request.streaming = False
             await send(message)

@@ -22,7 +22,13 @@ from typing import Any, TypeVar
 import structlog
 
 from ichat_lifecycle import causes
-from ichat_lifecycle.adapters import download_watch, engine_fork, load_progress, vllm_caches
+from ichat_lifecycle.adapters import (
+    download_watch,
+    engine_fork,
+    load_progress,
+    vllm_caches,
+    vllm_routes,
+)
 from ichat_lifecycle.adapters.births import Births
 from ichat_lifecycle.adapters.engine_guard import EngineGuard, blocked
 from ichat_lifecycle.adapters.engine_output import EngineOutput
@@ -60,8 +66,6 @@ _EXIT_CODE_TRIES, _EXIT_CODE_POLL_S = 12, 0.005
 # the data-parallel ranks: without it requests wait for ever.
 _CORE, _COORDINATOR = "EngineCore", "VLLM_DP_Coordinator"
 _SWEEP_AFTER_S = 0.5  # what has not ended by then is an orphan already: its EngineCore is gone
-
-_DISCARDS_WEIGHTS = 2  # vLLM's sleep levels: 0 pauses, 1 keeps the weights in the host's memory
 
 
 class _Aborted(Exception):
@@ -455,10 +459,16 @@ class VllmEngine:
         return not getattr(config, "skip_tokenizer_init", False)
 
     async def is_sleeping(self, rank: int = 0) -> bool:
-        return await self.ranks.is_sleeping(rank)
+        """Whether it sleeps; one that is awake without its weights counts as asleep."""
+        return await self.ranks.is_sleeping(rank) or self._discarded
+
+    def administrated(self, path: str, query: str) -> None:
+        """An administrative request to vLLM's own routes has succeeded."""
+        if (has_weights := vllm_routes.has_weights_after(path, query)) is not None:
+            self._discarded = not has_weights
 
     async def sleep(self, level: int) -> None:
-        self._discarded |= level >= _DISCARDS_WEIGHTS
+        self._discarded |= level >= vllm_routes.DISCARDS_WEIGHTS
         await _asked(self.client.sleep(level=level))
 
     async def wake_up(self) -> None:
@@ -467,7 +477,6 @@ class VllmEngine:
         Raises:
             TransitionRefused: the engine reports that it is still asleep.
         """
-        self._discarded |= _weights_discarded()  # put to sleep by vLLM's own route
         if self._discarded:
             # vLLM's own order: memory for the weights, the weights, memory for the KV cache. Until
             # the last the engine counts as asleep, so that a failure on the way leaves it so.
@@ -586,15 +595,4 @@ def _requests() -> tuple[int | None, int | None]:
     return (
         int(running) if running is not None else None,
         int(waiting) if waiting is not None else None,
-    )
-
-
-def _weights_discarded() -> bool:
-    """Whether the engine sleeps at level 2, by vLLM's own gauge; False without statistics."""
-    from prometheus_client import REGISTRY
-
-    return any(
-        sample.value and sample.labels.get("sleep_state") == "discard_all"
-        for metric in REGISTRY.restricted_registry(("vllm:engine_sleep_state",)).collect()
-        for sample in metric.samples
     )

@@ -7,6 +7,8 @@ None of them takes a request for inference.
 
 from __future__ import annotations
 
+from urllib.parse import parse_qs
+
 # What brings an engine back that is paused or asleep.
 WAKING = frozenset({"/wake_up", "/resume"})
 
@@ -39,6 +41,10 @@ FOR_A_PAUSED_ENGINE = WAKING | {
 
 # What may keep an engine silent for minutes.
 _SILENCING = (FOR_A_PAUSED_ENGINE | {"/scale_elastic_ep"}) - {"/is_scaling_elastic_ep"}
+_SLEEP = "/sleep"
+DISCARDS_WEIGHTS = 2  # vLLM's sleep levels: 0 pauses, 1 keeps the weights in the host's memory
+# What an operator gives an engine its weights with. What a /collective_rpc did is not known.
+_GIVES_WEIGHTS = frozenset({"/collective_rpc", "/update_weights", "/finish_weight_update"})
 _ADAPTERS = "/adapters"  # SageMaker's names for loading and unloading LoRA adapters
 
 
@@ -50,6 +56,14 @@ def passes_while_degraded(path: str) -> bool:
 def may_silence(path: str) -> bool:
     """Whether the engine may be silent for as long as a request to this route takes."""
     return path in _SILENCING or _is_adapters(path)
+
+
+def has_weights_after(path: str, query: str) -> bool | None:
+    """Whether the engine has its weights once this request has succeeded; None for as before."""
+    if path == _SLEEP:
+        (level,) = parse_qs(query).get("level", ["1"])[:1]
+        return None if not level.isdecimal() or int(level) < DISCARDS_WEIGHTS else False
+    return True if path in _GIVES_WEIGHTS else None
 
 
 def _is_adapters(path: str) -> bool:
