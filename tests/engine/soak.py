@@ -126,9 +126,18 @@ def samples(text: str) -> dict[str, float]:
     return found
 
 
+def page(serving: Worker) -> str:
+    """The metrics of the main port now."""
+    return httpx.get(serving.main + "/metrics", timeout=30).text
+
+
 def counters(serving: Worker) -> dict[str, float]:
-    """Those of the main port now."""
-    return samples(httpx.get(serving.main + "/metrics", timeout=30).text)
+    return samples(page(serving))
+
+
+def families(text: str) -> set[str]:
+    """The names of all metrics of a Prometheus page, also of those that have no sample yet."""
+    return {line.split(" ", 3)[2] for line in text.splitlines() if line.startswith("# TYPE ")}
 
 
 def stalled(
@@ -194,7 +203,8 @@ def soak(
     process = psutil.Process(serving.process.pid)
     counts: list[Count] = []
     with Traffic(serving.main).running() as traffic:
-        idle = counters(serving)
+        first = page(serving)
+        idle = samples(first)
         under_traffic(traffic, serving)
         moving = {name for name, value in counters(serving).items() if value > idle.get(name, 0)}
         for number in range(1, kills + 1):
@@ -204,7 +214,9 @@ def soak(
             under_traffic(traffic, serving)
             counts.append(settled_count(process))
             report(f"{number:4} {took:6.1f} s {counts[-1]} complaints={complaints(serving)}")
-        still = stalled(moving, before, counters(serving))
+        last = page(serving)
+        still = stalled(moving, before, samples(last))
+        still |= dict.fromkeys(families(first) - families(last), "gone")
     return counts, still, complaints(serving)
 
 
