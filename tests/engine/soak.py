@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import re
 import signal
 import sys
@@ -26,7 +27,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -169,17 +169,27 @@ def settled_count(process: psutil.Process) -> Count:
     return best
 
 
-def kill_engine(serving: Worker, restarts: int) -> None:
-    """Ends EngineCore and waits until another one is READY."""
-    serving.engine_pids("EngineCore")[0].send_signal(signal.SIGKILL)
+def core(serving: Worker) -> psutil.Process | None:
+    """The engine's process, if there is one now."""
+    return next(iter(serving.engine_pids("EngineCore")), None)
+
+
+def replace_engine(serving: Worker, end: Callable[[], None]) -> None:
+    """Ends EngineCore in this way and waits until another one is READY."""
+    former = core(serving)
+    end()
 
     def recovered() -> bool:
         if serving.process.poll() is not None:
             raise AssertionError(f"the worker ended\n{serving.tail()}")
-        document: Mapping[str, Any] = serving.get("/lifecycle").json()
-        return bool(document["restarts"] == restarts and document["state"] == "READY")
+        return core(serving) not in (None, former) and serving.state() == "READY"
 
-    wait_for(recovered, f"recovery {restarts}")
+    wait_for(recovered, "another engine")
+
+
+def kill(serving: Worker) -> None:
+    if (found := core(serving)) is not None:
+        found.send_signal(signal.SIGKILL)
 
 
 def under_traffic(traffic: Traffic, serving: Worker, more: int = 20) -> None:
@@ -194,12 +204,14 @@ def complaints(serving: Worker) -> int:
 
 
 def soak(
-    serving: Worker, kills: int, report: Callable[[str], None], restarts: int = 0
+    serving: Worker, kills: int, report: Callable[[str], None], *ways: Callable[[], None]
 ) -> tuple[list[Count], dict[str, str], int]:
-    """Kills so many engines; returns the counts, what stands still, and the complaints.
+    """Ends so many engines; returns the counts, what stands still, and the complaints.
 
-    `restarts` is how many engines the worker has had replaced before.
+    `ways` are how, in turn; by default each is killed.
     """
+    default: Callable[[], None] = partial(kill, serving)
+    ends = itertools.cycle(ways or (default,))
     process = psutil.Process(serving.process.pid)
     counts: list[Count] = []
     with Traffic(serving.main).running() as traffic:
@@ -209,7 +221,7 @@ def soak(
         moving = {name for name, value in counters(serving).items() if value > idle.get(name, 0)}
         for number in range(1, kills + 1):
             before, began = counters(serving), time.monotonic()
-            kill_engine(serving, restarts + number)
+            replace_engine(serving, next(ends))
             took = time.monotonic() - began
             under_traffic(traffic, serving)
             counts.append(settled_count(process))

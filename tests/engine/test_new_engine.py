@@ -8,18 +8,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import pytest
 from harness import Worker, wait_for, worker
-from soak import Traffic, soak
+from soak import Traffic, kill, soak
 
 pytestmark = [pytest.mark.engine, pytest.mark.untimed]
 
 KILLS = 4
 TOKEN = "the-control-token-of-this-test"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
-RESTARTS = ("--set", "restart.max=100", "--set", "restart.backoff=0.01")
+RESTARTS = ("--set", "restart.max=100", "--set", "restart.backoff=0.01", "--set", "stop.drain=0.1")
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,17 @@ def test_a_prefix_cache_in_use_is_not_reset(serving: Worker) -> None:
     wait_for(lambda: reset() == 200, "a reset without traffic", 60)
 
 
+def restart(serving: Worker) -> None:
+    """By command, which cuts requests: the drain is short here."""
+    url = f"{serving.control}/lifecycle/restart"
+    assert httpx.post(url, headers=AUTH, timeout=120).status_code == 202
+
+
 @pytest.mark.timeout(900)  # five starts' worth of work
-def test_counters_go_on_and_nothing_stays_of_engines_that_were_killed(serving: Worker) -> None:
-    before = serving.get("/lifecycle").json()["restarts"]
+def test_counters_go_on_and_nothing_stays_of_engines_that_were_ended(serving: Worker) -> None:
+    ways = (partial(kill, serving), partial(restart, serving))
     with asking_the_engine(serving) as statuses:
-        counts, still, complaints = soak(serving, KILLS, print, restarts=before)
+        counts, still, complaints = soak(serving, KILLS, print, *ways)
     assert still == {}
     assert complaints == 0
     assert counts[-1].descriptors <= counts[0].descriptors
