@@ -217,6 +217,38 @@ def test_the_proxy_to_a_gateway(
     assert proxy_for(url) == proxy
 
 
+@pytest.mark.parametrize(
+    ("address", "no_proxy", "direct"),
+    [
+        ("10.96.3.4:4000", "10.0.0.0/8,.svc", True),
+        ("10.96.3.4:4000", "127.0.0.1 10.96.3.5/8", True),
+        ("10.96.3.4:4000", "10.96.3.4:4000", True),
+        ("10.96.3.4:4000", "10.96.3.4:80, 11.0.0.0/8, fd00::/8", False),
+        ("10.96.3.4", "10.96.3.4:80", True),
+        ("[fd00::1]:4000", "[fd00::1]", True),
+        ("[fd00::1]:4000", "fd00::1", True),
+        ("[fd00::1]:4000", "[fd00::1]:4000", True),
+        ("[fd00::1]:4000", "[fd00::1]:80", False),
+        ("[fd00::1]:4000", "fd00::/8", True),
+        ("gw.svc:4000", "gw.svc:4000", True),
+        ("gw.svc:4000", "gw.svc:80", False),
+        ("a.gw.svc:4000", "SVC:4000", True),
+        ("gw.corp:4000", "*.corp", True),
+        ("gwcorp:4000", "*.corp,corp,.,:4000,*.", False),
+        ("gw.corp:4000", "*", True),
+        ("gw.corp:4000", "", False),
+    ],
+)
+def test_no_proxy_is_understood_as_by_curl_and_go(
+    address: str, no_proxy: str, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://p:3128")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert proxy_for(f"http://{address}") == (None if direct else "http://p:3128")
+
+
 def test_none_of_our_servers_reads_uvicorns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """WEB_CONCURRENCY=auto, as some platforms set it, is an error for Uvicorn."""
     from ichat_lifecycle.control.server import ControlPlane
