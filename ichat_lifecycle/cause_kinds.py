@@ -67,6 +67,54 @@ def _kind(
     return Kind(re.compile(pattern, re.IGNORECASE), error, code, hint, category)
 
 
+# What the hub's client, transformers and vLLM say, each of whom hides what the one below has said.
+# The most exact comes first.
+HUB_KINDS = (
+    _kind(
+        r"trying to access a gated repo|Cannot access gated repo|\bGatedRepoError\b"
+        r"|Invalid credentials in Authorization header",
+        InputMissingError,
+        "hub_denied",
+        "accept the model's terms at the hub, and set HF_TOKEN to a token that may read it",
+        Category.MODEL,
+    ),
+    _kind(
+        r"429 Too Many Requests(?: for url|: you have reached your)"
+        r"|429 Client Error: Too Many Requests for url: \S*(?:huggingface|hf\.co)",
+        StartError,
+        "hub_busy",
+        "the hub takes no more requests from this address for now: start again later, or set"
+        " HF_TOKEN, whose limit is higher",
+        Category.MODEL,
+    ),
+    _kind(
+        r"couldn't connect to '[^']*' to load (?:this file|the (?:files|model))"
+        r"|There was a specific connection error when trying to load"
+        r"|error happened while trying to locate the files? on the Hub"
+        r"|cannot find the requested files in the local cache",
+        StartError,
+        "hub_unreachable",
+        "start again once the hub answers; see HF_ENDPOINT and HTTPS_PROXY, SSL_CERT_FILE where a"
+        " proxy has a certificate of its own, and HF_TOKEN where a token is asked for",
+        Category.MODEL,
+    ),
+)
+HUB_UNREACHABLE = HUB_KINDS[-1]
+# Errors of the network, which say nothing of the hub themselves.
+_NETWORK = re.compile(
+    r"^\w*(?:Connect|Proxy|Read|SSL|Timeout|RemoteProtocol|MaxRetry|HTTPStatus)\w*: "
+)
+_LOOKS_UP = re.compile(r"Invalid repository ID or local directory")
+INPUT_MISSING = _kind(
+    r"No such file or directory|does not appear to have a file named|is not a valid git identifier"
+    r"|LocalEntryNotFoundError|Invalid repository ID or local directory"
+    r"|Cannot find any model weights",
+    InputMissingError,
+    "input_missing",
+    "check --model-path; offline, the model has to be a complete local directory",
+    Category.MODEL,
+)
+
 # The first that fits counts.
 KINDS = (
     # The system's own limits come first: their texts hold words of the classes below, such as the
@@ -242,16 +290,15 @@ KINDS = (
         "a compiled library does not fit this machine: install vLLM, torch and the driver to match",
         Category.KERNEL,
     ),
+    *HUB_KINDS,
     _kind(
-        r"No such file or directory|does not appear to have a file named|Repository Not Found"
-        r"|is not a valid model identifier|couldn't connect to .*huggingface"
-        r"|LocalEntryNotFoundError|Invalid repository ID or local directory"
-        r"|Cannot find any model weights",
+        r"Repository Not Found|is not a valid model identifier",
         InputMissingError,
         "input_missing",
-        "check --model-path; offline, the model has to be a complete local directory",
+        "check --model-path; a private repository is found with HF_TOKEN alone",
         Category.MODEL,
     ),
+    INPUT_MISSING,
     _kind(
         r"Model architectures .* are not supported|does not recognize this architecture"
         r"|No model architectures are specified",
@@ -315,9 +362,33 @@ def classify(text: str) -> Kind:
     """The kind of cause that a text describes, its hint completed; UNKNOWN for none of them."""
     flat = " ".join(text.split())
     kind = next((kind for kind in KINDS if kind.pattern.search(flat)), UNKNOWN)
+    if kind is HUB_UNREACHABLE and _is_offline():
+        return INPUT_MISSING
     if "{place}" not in kind.hint:
         return kind
     return replace(kind, hint=kind.hint.replace("{place}", _place(flat)))
+
+
+def of_the_hub(kind: Kind, error: str, others: Sequence[str]) -> Kind:
+    """The kind of a failed load's error, looked at again with the errors around it.
+
+    A hub that cannot be reached for a moment is no model that is missing: the same start succeeds
+    later.
+    """
+    looked_up = kind is INPUT_MISSING and _LOOKS_UP.search(error)
+    unclear = looked_up or (kind is UNKNOWN and _NETWORK.search(error))
+    if not (unclear or kind in HUB_KINDS) or _is_offline():
+        return kind
+    for one in HUB_KINDS:
+        if any(one.pattern.search(text) for text in (error, *others)):
+            return one
+    return HUB_UNREACHABLE if looked_up and any(map(_NETWORK.search, others)) else kind
+
+
+def _is_offline() -> bool:
+    """As the hub's client reads it: nothing is asked for, so what is not there is missing."""
+    given = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return given.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def in_context(kind: Kind, cause: str, lines: Sequence[str]) -> Kind:

@@ -16,7 +16,14 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ichat_lifecycle.cause_kinds import UNKNOWN, by_signal, classify, in_context
+from ichat_lifecycle.cause_kinds import (
+    HUB_KINDS,
+    UNKNOWN,
+    by_signal,
+    classify,
+    in_context,
+    of_the_hub,
+)
 from ichat_lifecycle.errors import Category, LifecycleError
 from ichat_lifecycle.log_line import LogLine, parse
 
@@ -129,6 +136,11 @@ def start_error(error: BaseException, lines: Sequence[str]) -> LifecycleError:
     echo = any(text in own for text in _ECHOES)
     cause = (first_cause(lines) if echo else own) or own
     kind = in_context(classify(cause), cause, lines)
+    # In a log the first cause comes first, in a chain of errors last.
+    others = _causes_in(lines) if echo else _below(error)
+    if (hub := of_the_hub(kind, cause, others)) in HUB_KINDS:
+        said = (text for text in others if not echo or hub.pattern.search(text))
+        kind, cause = hub, _both(cause, list(said)[-1:])
     if kind is UNKNOWN and (killed := _FAILED_BY_SIGNAL.search(own)):
         kind = by_signal(int(killed[1]))
     return kind.error(
@@ -140,5 +152,29 @@ def start_error(error: BaseException, lines: Sequence[str]) -> LifecycleError:
     )
 
 
-def _shown(cause: str) -> str:
-    return textwrap.shorten(" ".join(cause.split()), CAUSE_LIMIT, placeholder=" …")
+def _causes_in(lines: Sequence[str]) -> list[str]:
+    return [" ".join(cause.split()) for line in lines if (cause := _cause_in(line)) is not None]
+
+
+def _below(error: BaseException) -> list[str]:
+    """What an error followed from, each as a traceback shows it."""
+    found = [error]
+    while (under := _under(found[-1])) is not None and under not in found:
+        found.append(under)
+    return [" ".join(f"{type(one).__name__}: {one}".split()) for one in found[1:]]
+
+
+def _under(error: BaseException) -> BaseException | None:
+    context = None if error.__suppress_context__ else error.__context__
+    return error.__cause__ or context
+
+
+def _both(cause: str, others: Sequence[str]) -> str:
+    """The hub's client says that it failed, and only another error why."""
+    room = CAUSE_LIMIT // 2
+    told = [f" ({_shown(other, room - len(' ()'))})" for other in others if other not in cause]
+    return "".join([_shown(cause, room), *told]) if told else cause
+
+
+def _shown(cause: str, limit: int = CAUSE_LIMIT) -> str:
+    return textwrap.shorten(" ".join(cause.split()), limit, placeholder=" …")

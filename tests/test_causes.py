@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -121,6 +122,9 @@ KINDS: dict[str, tuple[type[LifecycleError], int, str]] = {
     "service_link": (ArgumentsError, 2, "configuration"),
     "engine_port_unavailable": (StartError, 70, "port"),
     "input_missing": (InputMissingError, 66, "model"),
+    "hub_denied": (InputMissingError, 66, "model"),
+    "hub_busy": (StartError, 70, "model"),
+    "hub_unreachable": (StartError, 70, "model"),
     "input_unreadable": (InputMissingError, 66, "permission"),
     "model_corrupt": (InputMissingError, 66, "model"),
     "model_config_invalid": (InputMissingError, 66, "model"),
@@ -380,6 +384,13 @@ RAISED = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nobody who runs these tests has to be."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def check(found: LifecycleError, code: str, cause: str) -> None:
     """Its class and exit code, its code, the cause in the engine's own words, and a hint."""
     kind, exit_code, category = KINDS[code]
@@ -404,6 +415,136 @@ def test_a_cause_in_a_childs_log(logged: str, code: str, cause: str) -> None:
 def test_a_cause_that_is_raised_here(error: Exception, code: str, cause: str) -> None:
     """It counts more than anything a log says."""
     check(start_error(error, log(NEW, "AssertionError: another")), code, cause)
+
+
+# --- a hub that does not give the model; the words are those of vLLM 0.32 with a hub that was made
+# to answer so
+
+COULD_NOT = OSError(
+    "We couldn't connect to 'http://hub.invalid' to load the files, and couldn't find them in the "
+    "cached files.\nCheck your internet connection or see how to run the library in offline mode "
+    "at 'https://huggingface.co/docs/transformers/installation#offline-mode'."
+)
+INVALID = ValueError(
+    "Invalid repository ID or local directory specified: 'org/name'.\nPlease verify"
+)
+NOT_LOCATED = LocalEntryNotFoundError(
+    "An error happened while trying to locate the file on the Hub and we cannot find the requested "
+    "files in the local cache. Please check your connection and try again"
+)
+NO_HUB = LocalEntryNotFoundError(
+    "Response from http://portal/config.json is missing the 'X-Repo-Commit' header, so it does not "
+    "seem to be served by a Hugging Face Hub endpoint. We also cannot find the requested files in "
+    "the local cache."
+)
+UNTRUSTED = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate"
+DISABLED = LocalEntryNotFoundError(
+    "Cannot find an appropriate cached snapshot folder for the specified revision on the local "
+    "disk and outgoing traffic has been disabled."
+)
+GATED = OSError(
+    "You are trying to access a gated repo.\nMake sure to have access to it at https://huggingface."
+    "co/org/name.\n403 Client Error."
+)
+BAD_TOKEN = OSError(
+    "There was a specific connection error when trying to load org/name:\n401 Client Error.\n"
+    "Invalid credentials in Authorization header"
+)
+PRIVATE = OSError(
+    "org/name is not a local folder and is not a valid model identifier listed on "
+    "'https://huggingface.co/models'"
+)
+REVISION = OSError("v9 is not a valid git identifier (branch name, tag name or commit id)")
+
+
+class ConnectError(Exception):
+    """As httpx's."""
+
+
+class HfHubHTTPError(OSError):
+    """As huggingface_hub's."""
+
+
+def chained(*errors: Exception) -> Exception:
+    """The first is raised from the second, and so on."""
+    for error, cause in itertools.pairwise(errors):
+        error.__cause__ = cause
+    return errors[0]
+
+
+BUSY = HfHubHTTPError("\n\n429 Too Many Requests for url: http://hub/org/name/config.json.")
+LATER = HfHubHTTPError("Server error '503 Service Unavailable' for url 'http://hub/x'")
+NO_NAME = ConnectError("[Errno -2] Name or service not known")
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "cause", "hint"),
+    [
+        ((COULD_NOT, NOT_LOCATED, NO_NAME), "hub_unreachable", "Name or service", "HF_ENDPOINT"),
+        ((COULD_NOT, NOT_LOCATED, LATER), "hub_unreachable", "503 Service", "HTTPS_PROXY"),
+        (
+            (COULD_NOT, NOT_LOCATED, ConnectError(UNTRUSTED)),
+            "hub_unreachable",
+            "(ConnectError: [SSL: CERTIFICATE_VERIFY_FAILED]",
+            "SSL_CERT_FILE",
+        ),
+        ((COULD_NOT, NO_HUB), "hub_unreachable", "X-Repo-Commit", "HF_ENDPOINT"),
+        ((COULD_NOT,), "hub_unreachable", "http://hub.invalid", "HF_ENDPOINT"),
+        ((INVALID, NO_NAME), "hub_unreachable", "Name or service", "HF_ENDPOINT"),
+        ((INVALID, NOT_LOCATED, NO_NAME), "hub_unreachable", "Name or", "HF_ENDPOINT"),
+        ((INVALID, KeyError("x")), "input_missing", "org/name", "--model-path"),
+        ((INVALID,), "input_missing", "org/name", "--model-path"),
+        ((DISABLED,), "input_missing", "traffic", "--model-path"),
+        ((COULD_NOT, NOT_LOCATED, BUSY), "hub_busy", "429", "HF_TOKEN"),
+        ((GATED,), "hub_denied", "gated repo", "HF_TOKEN"),
+        ((BAD_TOKEN,), "hub_denied", "Invalid credentials", "HF_TOKEN"),
+        ((PRIVATE,), "input_missing", "org/name", "HF_TOKEN"),
+        ((REVISION,), "input_missing", "v9", "--model-path"),
+    ],
+)
+def test_a_hub_that_does_not_give_the_model(
+    errors: tuple[Exception, ...], code: str, cause: str, hint: str
+) -> None:
+    """One that is not up for a moment is worth another start: nobody has to change anything."""
+    found = start_error(chained(*errors), ())
+    check(found, code, cause)
+    assert hint in str(found.hint)
+    for error in errors:
+        error.__cause__ = None
+
+
+def test_a_hub_that_a_child_does_not_reach() -> None:
+    """It prints what failed before whom that failed: the weights are fetched there."""
+    last = f"huggingface_hub.errors.LocalEntryNotFoundError: {NOT_LOCATED}"
+    after = [f"httpx2.ConnectError: {UNTRUSTED}", last]
+    lines = log(NEW, f"httpcore2.ConnectError: {UNTRUSTED}", *[NEW + text for text in after])
+    found = start_error(ECHO, lines)
+    check(found, "hub_unreachable", "CERTIFICATE_VERIFY_FAILED")
+    assert "on the Hub" in str(found.root_cause)
+    another = log(NEW, "AssertionError: a bug", *[NEW + text for text in after])
+    check(start_error(ECHO, another), "engine_start_failed", "a bug")
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_a_model_that_is_not_there_is_missing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    check(start_error(COULD_NOT, ()), "input_missing", "couldn't connect")
+    check(start_error(chained(INVALID, NO_NAME), ()), "input_missing", "org/name")
+    INVALID.__cause__ = None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ClientResponseError: 429, message='Too Many Requests', url='http://images/x.png'",
+        "HTTPError: 429 Client Error: Too Many Requests for url: http://images/x.png",
+        "ConnectError: [Errno 111] Connection refused",
+    ],
+)
+def test_what_a_client_asked_an_engine_to_fetch_is_no_trouble_with_the_hub(text: str) -> None:
+    assert classify(text).code == "engine_start_failed"
 
 
 @pytest.mark.parametrize("lines", [[], [NEW + f"RuntimeError: {ECHO}"], ["all is well"]])
