@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ichat_lifecycle import compile_cache
+from ichat_lifecycle import certificates, compile_cache
 from ichat_lifecycle.errors import (
     ArgumentsError,
     Category,
@@ -114,6 +114,16 @@ INPUT_MISSING = _kind(
     "check --model-path; offline, the model has to be a complete local directory",
     Category.MODEL,
 )
+
+CERTIFICATES = _kind(
+    r"no certificate or crl found",
+    ArgumentsError,
+    "certificates_unusable",
+    f"see {', '.join(certificates.VARIABLES)}: {certificates.HINT}",
+    Category.CONFIGURATION,
+)
+# OpenSSL's error does not have the name of the file.
+_NO_NAME = re.compile(r"Error: (?:\[Errno \d+\] )?(?:No such file or directory|Permission denied)$")
 
 # The first that fits counts.
 KINDS = (
@@ -291,6 +301,7 @@ KINDS = (
         Category.KERNEL,
     ),
     *HUB_KINDS,
+    CERTIFICATES,
     _kind(
         r"Repository Not Found|is not a valid model identifier",
         InputMissingError,
@@ -362,6 +373,8 @@ def classify(text: str) -> Kind:
     """The kind of cause that a text describes, its hint completed; UNKNOWN for none of them."""
     flat = " ".join(text.split())
     kind = next((kind for kind in KINDS if kind.pattern.search(flat)), UNKNOWN)
+    if _NO_NAME.search(flat) and (wrong := certificates.unusable(os.environ)):
+        return replace(CERTIFICATES, hint=f"{', '.join(wrong)}: {certificates.HINT}")
     if kind is HUB_UNREACHABLE and _is_offline():
         return INPUT_MISSING
     if "{place}" not in kind.hint:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from ichat_lifecycle import certificates
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
 from ichat_lifecycle.config import TOKEN_VARIABLE
 from ichat_lifecycle.credentials import HINT, header_value
@@ -47,7 +48,7 @@ def prepare(environ: MutableMapping[str, str]) -> tuple[Note, ...]:
         ArgumentsError: a key cannot be sent, or a directory that a variable names is not there.
         LimitError: there is no directory that can be written, not even a temporary one.
     """
-    notes = [*_home(environ), *_temporary(environ), *_encoding()]
+    notes = [*_home(environ), *_temporary(environ), *_encoding(), *_certificates(environ)]
     notes += [note for name in (*KEYS, *HUB_KEYS) for note in _key(environ, name)]
     _check_metrics_directory(environ)
     return tuple(notes)
@@ -73,6 +74,17 @@ def _encoding() -> Iterator[Note]:
     name = locale.getpreferredencoding(do_setlocale=False)
     if codecs.lookup(name).name != "utf-8":
         yield lambda: log.warning("locale_not_utf8", encoding=name, hint=UTF8_HINT)
+
+
+def _certificates(environ: Mapping[str, str]) -> Iterator[Note]:
+    """A local model needs none: whoever needs them fails later, without a name in its error."""
+    yield from map(_unusable, certificates.unusable(environ))
+
+
+def _unusable(given: str) -> Note:
+    name, _, path = given.partition("=")
+    hint = certificates.HINT
+    return lambda: log.warning("certificates_unusable", name=name, path=path, hint=hint)
 
 
 def _named_cache(environ: Mapping[str, str]) -> tuple[str, str] | None:

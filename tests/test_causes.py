@@ -125,6 +125,7 @@ KINDS: dict[str, tuple[type[LifecycleError], int, str]] = {
     "hub_denied": (InputMissingError, 66, "model"),
     "hub_busy": (StartError, 70, "model"),
     "hub_unreachable": (StartError, 70, "model"),
+    "certificates_unusable": (ArgumentsError, 2, "configuration"),
     "input_unreadable": (InputMissingError, 66, "permission"),
     "model_corrupt": (InputMissingError, 66, "model"),
     "model_config_invalid": (InputMissingError, 66, "model"),
@@ -523,6 +524,25 @@ def test_a_hub_that_a_child_does_not_reach() -> None:
     assert "on the Hub" in str(found.root_cause)
     another = log(NEW, "AssertionError: a bug", *[NEW + text for text in after])
     check(start_error(ECHO, another), "engine_start_failed", "a bug")
+
+
+def test_certificates_that_are_not_there_are_no_missing_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenSSL's error names no file; one that names another is about that."""
+    nameless = FileNotFoundError(2, "No such file or directory")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    check(start_error(nameless, ()), "input_missing", "No such file")
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such")
+    found = start_error(nameless, ())
+    check(found, "certificates_unusable", "No such file")
+    assert "SSL_CERT_FILE=/no/such" in str(found.hint)
+    named = FileNotFoundError(2, "No such file or directory", "/x")
+    check(start_error(named, ()), "input_missing", "'/x'")
+    library = "libcudart.so.13: cannot open shared object file: No such file or directory"
+    check(start_error(ImportError(library), ()), "kernel_failed", "libcudart")
+    damaged = OSError("[X509: NO_CERTIFICATE_OR_CRL_FOUND] no certificate or crl found (_ssl.c:1)")
+    check(start_error(damaged, ()), "certificates_unusable", "X509")
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])

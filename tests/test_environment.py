@@ -179,6 +179,22 @@ def test_a_directory_for_metrics_that_is_not_there_is_an_error(tmp_path: Path) -
     environment.prepare({"HOME": "/root", name: str(tmp_path)})
 
 
+@pytest.mark.parametrize(
+    "name", ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
+)
+def test_certificates_that_are_not_there_are_told_by_name(name: str, tmp_path: Path) -> None:
+    """A warning: a local model needs none."""
+    with capture_logs() as logs:
+        environment.log_all(environment.prepare({name: "/no/such"}))
+    (log,) = logs
+    assert (log["event"], log["name"], log["path"]) == ("certificates_unusable", name, "/no/such")
+    assert log["hint"]
+    assert environment.prepare({name: str(tmp_path)}) == ()
+    assert environment.prepare({name: ""}) == ()
+    if name == "SSL_CERT_DIR":
+        assert environment.prepare({name: f"/no/such:{tmp_path}"}) == ()
+
+
 def test_a_tmpdir_that_cannot_be_used_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import structlog
 
 from ichat_lifecycle.adapters.proxies import proxy_for
 from ichat_lifecycle.bounds import error_of
+from ichat_lifecycle.certificates import client_context
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.redact import redact
@@ -230,7 +231,7 @@ class Heartbeat:
                 transport=self._transport,
                 timeout=None,  # httpx's are per read; ours is for the whole beat
                 # Certificates take 50 ms of the loop to load, and plain HTTP has none to verify.
-                verify=httpx.create_ssl_context() if self._gateway.startswith("https:") else False,
+                verify=client_context() if self._gateway.startswith("https:") else False,
                 proxy=proxy_for(self._gateway) if proxied else None,
                 trust_env=False,
             )
