@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import UTC, datetime
@@ -122,7 +123,9 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, A
 
 
 @contextlib.asynccontextmanager
-async def something_else(answer: Answer, port: int = 0) -> AsyncIterator[str]:
+async def something_else(
+    answer: Answer, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """The URL of a server that is no worker; `port` 0 (default): any that is free."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -130,9 +133,9 @@ async def something_else(answer: Answer, port: int = 0) -> AsyncIterator[str]:
             await answer(reader, writer)
         writer.close()
 
-    server = await asyncio.start_server(serve, LOOPBACK, port)
+    server = await asyncio.start_server(serve, LOOPBACK, port, ssl=tls)
     try:
-        yield f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
+        yield f"http{'s' if tls else ''}://{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
+from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,10 +16,13 @@ from client_worker import Answer, LiveWorker, http_answer, lived, nobody, someth
 from ichat_lifecycle.client import sse, transport
 from ichat_lifecycle.client.documents import Entry, Gap
 from ichat_lifecycle.client.errors import ForeignError, GoneError, UnreachableError
+from ichat_lifecycle.client.fleets import Supervisor
 from ichat_lifecycle.client.sse import EventParser, ServerEvent, TooLongError
 from ichat_lifecycle.client.transport import ControlClient, Opened
-from ichat_lifecycle.errors import ExitCode, LifecycleError
+from ichat_lifecycle.errors import ArgumentsError, ExitCode, LifecycleError
 from ichat_lifecycle.states import State, Trigger
+
+JSON = "application/json"
 
 # --- server-sent events
 
@@ -116,6 +122,75 @@ def test_the_environments_proxies_are_for_others(monkeypatch: pytest.MonkeyPatch
     lived(scenario)
 
 
+# --- TLS
+
+CERTIFICATE = str(Path(__file__).with_name("certificate.pem"))
+
+
+def test_an_authority_of_ones_own_is_named_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is no proxy: what is asked is this machine's own port, or a worker's that has a name."""
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(CERTIFICATE)
+
+    async def scenario() -> None:
+        async with something_else(http_answer("404 Not Found", JSON, b"{}"), tls=tls) as url:
+            monkeypatch.setenv("SSL_CERT_FILE", CERTIFICATE)
+            async with ControlClient(url) as client:
+                with pytest.raises(ForeignError, match="answers 404"):
+                    await client.status()
+            found = await asyncio.to_thread(lambda: Supervisor(url).client(5).get("/livez"))
+            assert found.status_code == 404
+            monkeypatch.delenv("SSL_CERT_FILE")
+            async with ControlClient(url) as client:
+                with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED") as caught:
+                    await client.status()
+                assert "SSL_CERT_FILE" in str(caught.value.hint)
+
+    lived(scenario)
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+@pytest.mark.parametrize("ask", [ControlClient, lambda url: Supervisor(url).pid()])
+def test_certificates_that_cannot_be_loaded_are_told_by_name(
+    name: str, ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "/no/such")
+    with pytest.raises(ArgumentsError, match=f"^{name}=/no/such cannot be loaded: No such file"):
+        ask("https://127.0.0.1:1")
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("SSL_CERT_FILE", __file__)
+    with pytest.raises(ArgumentsError, match="no certificate or crl found"):
+        ask("https://127.0.0.1:1")
+
+
+def test_without_tls_no_certificate_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That of a socket was: a stale variable ended each command for a fleet in a traceback."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such")
+    path = tmp_path / "fleet.sock"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await http_answer("200 OK", JSON, b'{"fleet": 7}')(reader, writer)
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_unix_server(answer, path):
+            assert await asyncio.to_thread(Supervisor(f"unix:{path}").pid) == 7
+        with nobody() as url:
+            assert Supervisor(url).pid() is None
+            async with ControlClient(url) as client:
+                with pytest.raises(GoneError):
+                    await client.status()
+
+    lived(scenario)
+
+
 # --- anything else
 
 
@@ -150,7 +225,6 @@ async def smtp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await reader.read()
 
 
-JSON = "application/json"
 HTML = http_answer("200 OK", "text/html", b"<h1>Welcome</h1>")
 SHORT = http_answer("200 OK", JSON, b'{"object": "list", "data": []}')
 

@@ -131,6 +131,7 @@ def test_a_client_knows_of_a_worker_only_what_it_says() -> None:
     ours = {m for name in client for m in imports_of(name) if m.startswith(f"{NAME}.")}
     assert {m.split(".")[1] for m in ours} == {
         "beacon",
+        "certificates",
         "client",
         "credentials",
         "diagram",

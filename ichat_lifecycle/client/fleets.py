@@ -11,6 +11,7 @@ import httpx
 import psutil
 
 from ichat_lifecycle.beacon import FLEET_THREAD, token_file
+from ichat_lifecycle.certificates import client_context
 from ichat_lifecycle.client.errors import SeveralWorkersError, UnreachableError
 from ichat_lifecycle.client.find import PROC, ElsewhereError, listening_urls, processes_with
 
@@ -26,10 +27,17 @@ class Supervisor:
     token: str | None = None
 
     def client(self, timeout_s: float) -> httpx.Client:
+        """Raises ArgumentsError: the certificates that the environment names cannot be loaded."""
         if self.url.startswith(UNIX):
-            transport = httpx.HTTPTransport(uds=self.url.removeprefix(UNIX))
-            return httpx.Client(base_url="http://fleet", transport=transport, timeout=timeout_s)
-        return httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
+            path = self.url.removeprefix(UNIX)
+            # Else certificates are loaded for a socket that has none to verify.
+            transport = httpx.HTTPTransport(uds=path, verify=False, trust_env=False)
+            url = "http://fleet"
+            return httpx.Client(
+                base_url=url, transport=transport, timeout=timeout_s, trust_env=False
+            )
+        verify = client_context() if self.url.startswith("https:") else False
+        return httpx.Client(base_url=self.url, verify=verify, timeout=timeout_s, trust_env=False)
 
     def pid(self) -> int | None:
         """Of the fleet that answers there, as it says; None where none does."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import httpx
 
+from ichat_lifecycle.certificates import client_context
 from ichat_lifecycle.client.documents import (
     Entry,
     Gap,
@@ -39,6 +40,7 @@ NOBODY_BEHIND = (502, 503, 504)
 UNAUTHORIZED = (401, 403)
 
 WHICH = "`ichat-lifecycle status` lists this machine's workers; the log names the control plane"
+TRUST = "name the file with the authority's own certificate in SSL_CERT_FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,9 @@ class ControlClient:
     Args:
         url: the base URL of its control plane, or of its main port.
         timeout_s: for each answer as a whole, in seconds; default: ASK_TIMEOUT_S.
+
+    Raises:
+        ArgumentsError: the certificates that the environment names cannot be loaded.
     """
 
     def __init__(self, url: str, timeout_s: float = ASK_TIMEOUT_S) -> None:
@@ -59,9 +64,8 @@ class ControlClient:
         self.retry_s = 1.0  # the server's wish, in seconds
         self._timeout_s = timeout_s
         # A proxy of the environment would be asked for this machine's own ports.
-        self._http = httpx.AsyncClient(
-            trust_env=False, verify=url.startswith("https:"), timeout=timeout_s
-        )
+        verify = client_context() if url.startswith("https:") else False
+        self._http = httpx.AsyncClient(trust_env=False, verify=verify, timeout=timeout_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,7 +183,8 @@ class ControlClient:
         if numbers == {errno.ECONNREFUSED}:
             return GoneError(f"nothing listens at {self.url}: connection refused", hint=WHICH)
         text = as_text(str(error))[:TEXT_LIMIT] or "no connection"
-        return UnreachableError(f"cannot reach {self.url}: {text}", hint=WHICH)
+        hint = TRUST if "CERTIFICATE_VERIFY_FAILED" in text else WHICH
+        return UnreachableError(f"cannot reach {self.url}: {text}", hint=hint)
 
     @contextlib.contextmanager
     def _understanding(self, path: str) -> Iterator[None]:
