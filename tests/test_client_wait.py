@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,6 +252,27 @@ def test_the_time_is_limited_and_it_says_where_the_worker_is() -> None:
             code, line = await waiting
             assert code == TIMED_OUT
             assert line.endswith("demo is BOUND (loading weights)")
+
+    lived(scenario)
+
+
+def test_a_command_that_was_frozen_looks_once_more() -> None:
+    """The events have passed it by, and so has its time: what is now decides."""
+    frozen_s = 0.0
+
+    def clock() -> float:
+        return time.monotonic() + frozen_s
+
+    async def scenario() -> None:
+        nonlocal frozen_s
+        async with LiveWorker() as worker:
+            waiting = asyncio.create_task(wait_command(worker.url, State.READY, SHORT_S, clock))
+            await until(listening(worker))
+            worker.story.recorder.listeners.pop()  # nobody is told
+            for trigger in UP:
+                worker.story.fire(trigger)
+            frozen_s = 3600.0
+            assert (await waiting).code == REACHED
 
     lived(scenario)
 
