@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from ichat_lifecycle.config import Settings
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.journal import Progress, Snapshot
 from ichat_lifecycle.states import State
+from ichat_lifecycle.testing.virtual_time import VirtualTimeLoop, run_virtual
 
 IDENTITY = {
     "worker_id": "w1",
@@ -35,6 +36,12 @@ SHORT_S = 0.01
 
 async def accept(number: int) -> httpx.Response:
     return httpx.Response(200, json={})
+
+
+async def endless() -> AsyncIterator[bytes]:
+    for _ in range(1000):
+        yield b"x" * 1000
+    raise AssertionError("it is read on and on")
 
 
 async def hang(number: int) -> httpx.Response:
@@ -271,13 +278,26 @@ def test_it_beats_at_every_interval() -> None:
     assert gateway.most_under_way == 1
 
 
+REDIRECT = {"location": "https://user:word@gw.corp/v1/workers/heartbeat?state=5ecret#x"}
+ANSWERS: dict[str, Callable[[], httpx.Response]] = {
+    "500": lambda: httpx.Response(500),
+    "redirect": lambda: httpx.Response(307, headers=REDIRECT),
+    "endless": lambda: httpx.Response(500, content=endless()),
+    "portal": lambda: httpx.Response(200, html="<h1>Log in</h1>"),
+    "portal's 409": lambda: httpx.Response(409, html="<h1>Busy</h1>"),
+}
+
+
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
         ("refused", "refused"),
         ("silent", "ReadError"),
         ("500", "answered 500"),
-        ("redirect", "answered 307"),
+        ("redirect", "answered 307; it is at https://***@gw.corp/v1/workers/heartbeat"),
+        ("endless", "answered 500"),
+        ("portal", "answered 200 with a page (text/html): is this the Gateway?"),
+        ("portal's 409", "answered 409 with a page (text/html)"),
         ("hang", "no answer within 0.01 s"),
         ("identity", "no port yet"),
     ],
@@ -292,11 +312,9 @@ def test_a_dead_gateway_never_harms(failure: str, words: str) -> None:
                 raise httpx.ConnectError("refused")
             case "silent":
                 raise httpx.ReadError("")
-            case "500" | "redirect":
-                return httpx.Response(500 if failure == "500" else 307)
             case "hang":
                 return await hang(number)
-        return httpx.Response(200)
+        return ANSWERS[failure]() if broken and failure in ANSWERS else httpx.Response(200)
 
     gateway = Gateway(answer)
     asked = 0
@@ -644,4 +662,112 @@ def test_one_that_is_stopped_is_not() -> None:
 
     with capture_logs() as logs:
         asyncio.run(life())
+    assert logs == []
+
+
+@pytest.mark.parametrize("location", ["x" * 10_000, "/\x1b[31m\u202e", "http://[", "?a=5ecret"])
+def test_where_a_redirect_leads_may_be_anything(location: str) -> None:
+    async def redirect(number: int) -> httpx.Response:
+        return httpx.Response(308, headers={b"location": location.encode()})
+
+    gateway = Gateway(redirect)
+
+    async def life() -> None:
+        worker = Worker(gateway)
+        await worker.heart.start()
+        await gateway.has(1)
+        await worker.heart.stop()
+
+    (log,) = live(life)
+    assert log["error"].startswith(("answered 308", "Invalid URL in location"))  # httpx's words
+    assert log["error"].isprintable()
+    assert "5ecret" not in log["error"]
+    assert len(log["error"]) < 300
+
+
+def test_an_endless_answer_that_registers_is_not_read_to_its_end() -> None:
+    async def accept_at_length(number: int) -> httpx.Response:
+        return httpx.Response(200, content=endless())
+
+    gateway = Gateway(accept_at_length)
+
+    async def life() -> None:
+        worker = Worker(gateway, interval_s=SHORT_S)
+        await worker.heart.start()
+        await gateway.has(3)
+        await worker.heart.stop()
+
+    assert live(life) == []
+
+
+# --- a process that was frozen: docker pause, a live migration, SIGSTOP
+
+
+def freeze(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.block(seconds)
+
+
+def test_a_409_after_a_freeze_is_not_final() -> None:
+    """The worker has not asked meanwhile, and the Gateway was frozen with it, perhaps."""
+
+    async def conflict(number: int) -> httpx.Response:
+        return httpx.Response(409)
+
+    gateway = Gateway(conflict)
+
+    async def life() -> None:
+        worker = Worker(gateway, timeout_s=5.0, gateway_timeout_s=30.0)
+        await worker.heart.start()
+        await asyncio.sleep(10)
+        freeze(3600)
+        await asyncio.sleep(25)
+        assert worker.rejections == []
+        await asyncio.sleep(25)
+        assert len(worker.rejections) == 1
+        await worker.heart.stop()
+
+    with capture_logs():
+        run_virtual(life())
+
+
+def test_a_409_that_lasts_is_final_after_the_time_that_the_log_told() -> None:
+    async def conflict(number: int) -> httpx.Response:
+        return httpx.Response(409)
+
+    gateway = Gateway(conflict)
+
+    async def life() -> None:
+        worker = Worker(gateway, timeout_s=5.0, gateway_timeout_s=30.0)
+        await worker.heart.start()
+        await asyncio.sleep(44)
+        assert worker.rejections == []
+        await asyncio.sleep(4)
+        assert len(worker.rejections) == 1
+        await worker.heart.stop()
+
+    with capture_logs():
+        run_virtual(life())
+
+
+def test_a_beat_that_was_frozen_says_nothing_of_the_gateway() -> None:
+    """It is sent again at once: its answer may have come meanwhile."""
+
+    async def hang_at_first(number: int) -> httpx.Response:
+        return await (hang if number == 1 else accept)(number)
+
+    gateway = Gateway(hang_at_first)
+
+    async def life() -> None:
+        worker = Worker(gateway, timeout_s=5.0)
+        await worker.heart.start()
+        await asyncio.sleep(1)
+        freeze(3600)
+        await asyncio.sleep(1)
+        assert gateway.states == ["initializing"] * 2
+        await worker.heart.stop()
+
+    with capture_logs() as logs:
+        run_virtual(life())
     assert logs == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ CONFLICT_RETRY_S = 2.0  # between two tries while another worker has the model n
 CONFLICT_MARGIN = 1.5  # times the Gateway's time-out, in which it forgets a worker that is dead
 LAST_BEAT_TIMEOUT_S = 0.8  # within the 1 s that a stop gives to a companion
 DETAIL_LENGTH_MAX = 200  # characters of a gateway's answer that are worth repeating
+ANSWER_LIMIT = 16 << 10  # bytes of it that are read; the Gateway's own has a few hundred
+PAGES = ("text/html", "application/xhtml+xml")
 
 GATEWAY_STATES: Mapping[State, str] = {
     State.PARSED: "initializing",
@@ -82,6 +85,61 @@ class Timing:
     gateway_timeout_s: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is of interest in the answer of whoever listens at the gateway's address."""
+
+    status: int
+    media_type: str
+    location: str
+    text: str
+
+    @property
+    def is_registered(self) -> bool:
+        return httpx.codes.is_success(self.status) and not self.is_page
+
+    @property
+    def is_page(self) -> bool:
+        """That of a login portal, say: the Gateway's own are JSON, or empty."""
+        return self.media_type in PAGES
+
+    @property
+    def detail(self) -> str:
+        return f"{self.status}: {self.text}" if self.text else str(self.status)
+
+    @property
+    def trouble(self) -> str:
+        told = f"answered {self.status}"
+        if self.is_page:
+            told += f" with a page ({self.media_type}): is this the Gateway?"
+        return told + (f"; it is at {self.location}" if self.location else "")
+
+
+async def _read(response: httpx.Response) -> _Answer:
+    """At most ANSWER_LIMIT bytes: whoever answers may be anybody, and have no end."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) >= ANSWER_LIMIT:
+            break
+    return _Answer(
+        response.status_code,
+        response.headers.get("content-type", "").partition(";")[0].strip().lower(),
+        _place(response.headers.get("location", "")),
+        _words(body[:ANSWER_LIMIT].decode(errors="replace")),
+    )
+
+
+def _place(location: str) -> str:
+    """Where a redirect leads, without the query, in which a portal may have put a secret."""
+    return _words(redact(re.split(r"[?#]", location)[0]))
+
+
+def _words(text: str) -> str:
+    words = " ".join(text.split())[:DETAIL_LENGTH_MAX]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+
+
 class Heartbeat:
     """Tells the gateway who we are and how we are (ports.Companion).
 
@@ -122,7 +180,8 @@ class Heartbeat:
         self._succeeds_s = timing.succeeds_s
         self._silent = timing.succeeds_s > 0
         self._refused_for_s = timing.gateway_timeout_s * CONFLICT_MARGIN
-        self._refused_since_s: float | None = None
+        self._refused_at_s: float | None = None  # the last time of a run of refusals
+        self._waited_s = 0.0  # while they lasted
         self._look = look
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
@@ -161,7 +220,7 @@ class Heartbeat:
                 task.cancel()
                 await asyncio.wait([task])
                 # Nobody is registered by this id while another worker has the name.
-                if not (self._rejected or self._silent or self._refused_since_s is not None):
+                if not (self._rejected or self._silent or self._refused_at_s is not None):
                     await self._beat()
         except TimeoutError:
             self._failed("gateway_unreachable", error="no answer to the last beat")
@@ -186,7 +245,7 @@ class Heartbeat:
     def _until_next_s(self, *, eager: bool) -> float:
         if eager:
             return min(EAGER_S, self._interval_s)
-        if self._refused_since_s is not None:
+        if self._refused_at_s is not None:
             return min(CONFLICT_RETRY_S, self._interval_s)
         return self._interval_s
 
@@ -210,7 +269,7 @@ class Heartbeat:
         due_s = loop.time() + self._timeout_s
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._post(self._sent)
+                answer = await self._post(self._sent)
         except TimeoutError:
             if overslept(due_s, loop.time()):  # nothing is known of the gateway: ask again
                 self._sent = None
@@ -218,11 +277,11 @@ class Heartbeat:
             self._failed("gateway_unreachable", error=f"no answer within {self._timeout_s:g} s")
         except Exception as error:
             # Whatever it is, also in what we were given to call: the worker lives on.
-            self._failed("gateway_unreachable", error=str(error) or repr(error))
+            self._failed("gateway_unreachable", error=_words(str(error) or repr(error)))
         else:
-            self._answered(response)
+            self._answered(answer)
 
-    async def _post(self, state: State) -> httpx.Response:
+    async def _post(self, state: State) -> _Answer:
         if self._look is not None:
             await self._look()
         if self._client is None:
@@ -235,23 +294,24 @@ class Heartbeat:
                 proxy=proxy_for(self._gateway) if proxied else None,
                 trust_env=False,
             )
-        return await self._client.post(
-            f"{self._gateway}/v1/workers/heartbeat",
-            json={**self._identity(), "state": GATEWAY_STATES[state]},
-        )
+        url, beat = f"{self._gateway}/v1/workers/heartbeat", dict(self._identity())
+        beat["state"] = GATEWAY_STATES[state]
+        plain = {"accept-encoding": "identity"}  # a little that is compressed may be very much
+        async with self._client.stream("POST", url, json=beat, headers=plain) as response:
+            return await _read(response)
 
-    def _answered(self, response: httpx.Response) -> None:
-        if response.is_success:
+    def _answered(self, answer: _Answer) -> None:
+        if answer.is_registered:
             self._registered = True
-            if self._failing or self._refused_since_s is not None:
+            if self._failing or self._refused_at_s is not None:
                 log.info("gateway_back", gateway=redact(self._gateway))
-            self._failing, self._refused_since_s = False, None
-        elif response.status_code != httpx.codes.CONFLICT:
-            self._failed("gateway_unreachable", error=f"answered {response.status_code}")
+            self._failing, self._refused_at_s, self._waited_s = False, None, 0.0
+        elif answer.status != httpx.codes.CONFLICT or answer.is_page:
+            self._failed("gateway_unreachable", error=answer.trouble)
         elif self._registered or self._stopping:
-            self._failed("gateway_conflict", error=_detail(response))
+            self._failed("gateway_conflict", error=answer.detail)
         else:
-            self._refused(response)
+            self._refused(answer)
 
     def _failed(self, event: str, *, error: str) -> None:
         """Logs the first failure of a run of them; the others would only repeat it."""
@@ -259,33 +319,32 @@ class Heartbeat:
             log.warning(event, gateway=redact(self._gateway), error=error)
         self._failing = True
 
-    def _refused(self, response: httpx.Response) -> None:
+    def _refused(self, answer: _Answer) -> None:
         """Keeps trying for a while: the Gateway forgets a worker that was killed."""
         now_s = asyncio.get_running_loop().time()
-        if self._refused_since_s is None:
-            self._refused_since_s = now_s
+        if self._refused_at_s is None:
             log.warning(
                 "gateway_conflict",
                 gateway=redact(self._gateway),
-                error=_detail(response),
+                error=answer.detail,
                 retry_for_s=self._refused_for_s,
             )
-        if now_s - self._refused_since_s >= self._refused_for_s:
-            self._reject(response)
+        else:
+            # A process that was frozen meanwhile has not asked: that was no refusal.
+            round_s = min(CONFLICT_RETRY_S, self._interval_s) + self._timeout_s
+            self._waited_s += min(now_s - self._refused_at_s, round_s)
+        self._refused_at_s = now_s
+        if self._waited_s >= self._refused_for_s:
+            self._reject(answer)
 
-    def _reject(self, response: httpx.Response) -> None:
+    def _reject(self, answer: _Answer) -> None:
         self._rejected = True
         message = (
             f"the gateway {redact(self._gateway)} has refused to register this worker for "
             f"{self._refused_for_s:g} s: another live worker serves its model name "
-            f"({_detail(response)})"
+            f"({answer.detail})"
         )
         try:
             self._on_rejected(message)
         except Exception:
             log.exception("on_rejected_failed")
-
-
-def _detail(response: httpx.Response) -> str:
-    words = " ".join(response.text.split())[:DETAIL_LENGTH_MAX]
-    return f"{response.status_code}: {words}" if words else str(response.status_code)
