@@ -1,8 +1,9 @@
 """Which of vLLM's routes administer an engine, as data: of 0.27 to 0.33.
 
 All of them are off by default: those for development come with VLLM_SERVER_DEV_MODE, those of LoRA
-adapters with VLLM_ALLOW_RUNTIME_LORA_UPDATING, those of profiles with a profiler's configuration.
-None of them takes a request for inference.
+adapters with VLLM_ALLOW_RUNTIME_LORA_UPDATING, those of profiles with a profiler's configuration,
+those below /inference with --enable-scale-out. None of them takes a request for inference.
+tests/test_vllm_routes.py compares them with those of the installed vLLM.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ WAKING = frozenset({"/wake_up", "/resume"})
 FOR_A_PAUSED_ENGINE = WAKING | {
     "/pause",  # in another mode
     "/abort_requests",
+    "/inference/v1/abort_requests",  # the same, behind the API key
     "/sleep",  # to another level
     "/release_kv_cache_memory",
     "/collective_rpc",
