@@ -22,6 +22,7 @@ from ichat_lifecycle.adapters.refusal import (
     Scope,
     Send,
 )
+from ichat_lifecycle.adapters.vllm_routes import FOR_A_PAUSED_ENGINE, WAKING
 from ichat_lifecycle.config import Http
 from ichat_lifecycle.journal import Reason, Snapshot
 from ichat_lifecycle.states import State
@@ -177,12 +178,11 @@ def test_administrative_requests_that_have_succeeded_are_told() -> None:
 
 BEFORE_READY = (State.PARSED, State.BOUND, State.ENGINE_UP, State.SERVING)
 CHAT, MODELS = ("POST", "/v1/chat/completions"), ("GET", "/v1/models")
-# What a trainer does with an engine that it has paused or put to sleep, by vLLM's routes.
+# What a trainer does with an engine that it has paused or put to sleep, by vLLM's routes; without
+# what wakes it, which passes in SERVING, too.
 PAUSED = [
-    *[("POST", f"/{name}") for name in ("pause", "abort_requests", "sleep", "collective_rpc")],
-    *[("POST", f"/{name}") for name in ("update_weights", "start_weight_update", "stop_profile")],
-    *[("POST", f"/{name}") for name in ("init_weight_transfer_engine", "reset_prefix_cache")],
-    *[("POST", f"/{name}") for name in ("v1/load_lora_adapter", "adapters")],
+    *[("POST", path) for path in sorted(FOR_A_PAUSED_ENGINE - WAKING)],
+    ("POST", "/adapters"),
     ("DELETE", "/adapters/mine"),
 ]
 NOT_FOR_PAUSED = [
@@ -190,6 +190,7 @@ NOT_FOR_PAUSED = [
     *[("POST", path) for path in ("/adaptersx", "//pause", "/pause/", "/v1/pause")],
 ]
 HEALTH, PING, WAKE = ("GET", "/health"), ("GET", "/ping"), ("POST", "/wake_up")
+RESUME = ("POST", "/resume")
 
 
 @pytest.mark.parametrize("state", [*BEFORE_READY, State.READY, State.DEGRADED, State.STOPPING])
@@ -203,14 +204,14 @@ def test_nothing_passes_before_the_app_is_attached(state: State, method: str, pa
     [
         *[(State.READY, line, True) for line in (CHAT, MODELS, HEALTH, PING, WAKE)],
         *[(State.DEGRADED, line, False) for line in (CHAT, HEALTH, PING, ("DELETE", "/v1/x"))],
-        *[(State.DEGRADED, line, True) for line in (MODELS, WAKE, *PAUSED)],
+        *[(State.DEGRADED, line, True) for line in (MODELS, WAKE, RESUME, *PAUSED)],
         *[(State.SERVING, line, False) for line in PAUSED],
         *[(State.STOPPING, line, False) for line in PAUSED],
         *[(State.READY, line, True) for line in PAUSED],
         *[(State.DEGRADED, line, False) for line in NOT_FOR_PAUSED],
         *[(State.DEGRADED, (method, "/v1/models"), True) for method in ("HEAD", "OPTIONS")],
         *[(State.SERVING, line, False) for line in (CHAT, HEALTH, PING)],
-        (State.SERVING, MODELS, True),
+        *[(State.SERVING, line, True) for line in (MODELS, WAKE, RESUME)],
         *[(State.STOPPING, line, False) for line in (CHAT, MODELS, HEALTH, PING, WAKE)],
     ],
 )
