@@ -7,6 +7,7 @@ and what a paused engine is asked for passes.
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import threading
 import time
@@ -21,7 +22,13 @@ pytestmark = [pytest.mark.engine, pytest.mark.untimed]
 
 RANKS = (0, 1)
 BODY = {"model": "demo", "prompt": "Hello", "max_tokens": 64, "ignore_eos": True}
-DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
+LONG = {
+    **{"model": "demo", "input": "Hello", "max_output_tokens": 400, "ignore_eos": True},
+    **{"background": True, "store": True},
+}
+CHECK = {"method": "check_health"}  # of vLLM's workers
+# vLLM's administrative routes, and its store of responses, without which none is in the background.
+ROUTES = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_RESPONSES_API_STORE": "1"}
 
 
 @contextlib.contextmanager
@@ -56,9 +63,41 @@ def reason(serving: Worker) -> dict[str, Any]:
     return serving.get("/lifecycle").json()["reason"] or {}
 
 
+def assert_a_paused_engine_can_be_administered(serving: Worker) -> None:
+    """vLLM counts one that is paused as asleep: clients are refused, and who paused it is not."""
+    with httpx.Client(base_url=serving.main, timeout=60) as client:
+        assert client.post("/pause").is_success
+        serving.wait_for_state("DEGRADED", 60)
+        assert reason(serving)["code"] == "asleep"
+        assert client.post("/v1/completions", json=BODY).status_code == 503
+        for path, body in (("/reset_prefix_cache", {}), ("/collective_rpc", CHECK)):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 200, answer.text
+        assert client.post("/resume").is_success
+        serving.wait_for_state("READY", 60)
+        assert client.post("/v1/completions", json=BODY).status_code == 200
+
+
+def assert_a_stop_waits_for_the_background(serving: Worker) -> None:
+    """Nothing else is in flight; and its answer can be asked for meanwhile."""
+    with httpx.Client(base_url=serving.main, timeout=60) as client:
+        asked = client.post("/v1/responses", json=LONG)
+        assert (asked.status_code, asked.json()["status"]) == (200, "queued"), asked.text
+        serving.signal()
+        serving.wait_for_state("STOPPING", 60)
+        held = client.get(f"/v1/responses/{asked.json()['id']}")
+        assert held.status_code == 200
+        assert held.json()["status"] in {"queued", "in_progress"}
+    assert serving.wait() == 0
+    lines = [json.loads(line) for line in serving.log.read_text().splitlines() if line[:1] == "{"]
+    (end,) = (line for line in lines if line["event"] == "ended")
+    assert (end["completed"], end["cut"]) == (1, 0)
+
+
 def test_a_rank_that_hangs_is_found_and_named_under_traffic_and_idle(model: str) -> None:
     flags = ["--served-model-name", "demo", "--data-parallel-size", "2"]
-    with worker("--model-path", model, *flags, "--set", "health.give_up_after=60") as serving:
+    settings = ["--set", "health.give_up_after=60"]
+    with worker("--model-path", model, *flags, *settings, **ROUTES) as serving:
         serving.wait_for_state("READY")
         for busy, hung in ((RANKS, 1), ((0,), 1)):  # under traffic to both, and idle
             victim = worker_of(serving, hung)
@@ -79,5 +118,5 @@ def test_a_rank_that_hangs_is_found_and_named_under_traffic_and_idle(model: str)
         serving.wait_for_state("DEGRADED", 60)
         assert "VLLM_DP_Coordinator" in reason(serving)["message"]
         serving.wait_for_state("READY")
-        serving.signal()
-        assert serving.wait() == 0
+        assert_a_paused_engine_can_be_administered(serving)
+        assert_a_stop_waits_for_the_background(serving)
