@@ -94,6 +94,7 @@ def assert_a_stop_waits_for_the_background(serving: Worker) -> None:
     assert (end["completed"], end["cut"]) == (1, 0)
 
 
+@pytest.mark.timeout(600)  # two starts, two hangs, a pause and a stop: 180 s on a busy machine
 def test_a_rank_that_hangs_is_found_and_named_under_traffic_and_idle(model: str) -> None:
     flags = ["--served-model-name", "demo", "--data-parallel-size", "2"]
     settings = ["--set", "health.give_up_after=60"]
