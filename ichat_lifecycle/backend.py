@@ -37,6 +37,7 @@ from ichat_lifecycle.adapters.sd_notify import Notifier
 from ichat_lifecycle.adapters.senses import Senses
 from ichat_lifecycle.adapters.signals import Stoppable
 from ichat_lifecycle.adapters.sockets import SocketBinder
+from ichat_lifecycle.adapters.tls import Tls
 from ichat_lifecycle.adapters.uvicorn_server import UvicornServer
 from ichat_lifecycle.adapters.vllm_app import (
     VllmAppBuilder,
@@ -362,9 +363,7 @@ class VLLMBackend(LifecycleBackend):
 
     def _address(self) -> Address:
         args = self._parsed().vllm
-        return Address(
-            args.host or "", args.port, args.uds, bool(args.ssl_keyfile and args.ssl_certfile)
-        )
+        return Address(args.host or "", args.port, args.uds, Tls.of(vars(args).get).spoken)
 
     def _uvicorn_options(self) -> Mapping[str, Any]:
         args, layout = self._parsed().vllm, self._layout()

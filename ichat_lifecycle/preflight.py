@@ -16,6 +16,7 @@ from typing import Any
 from ichat_lifecycle.adapters import vllm_memory
 from ichat_lifecycle.adapters.logging_choice import FILE_FIELD, FILE_FLAG, FILE_VARIABLE, check_file
 from ichat_lifecycle.adapters.sockets import check_listening
+from ichat_lifecycle.adapters.tls import Tls
 from ichat_lifecycle.arguments import (
     PORT_MAX,
     Given,
@@ -150,8 +151,8 @@ def refuse_early(
 
     Raises:
         ArgumentsError: no model, two different ones or one word too many; GPUs that are not named
-            as such; a flag or a variable that asks for what this process cannot do; a logging
-            configuration that is not one.
+            as such; a flag or a variable that asks for what this process cannot do; TLS that
+            no server can speak; a logging configuration that is not one.
         InputMissingError: a file for that, or of `--config`, cannot be read.
     """
     argv = [str(token) for token in backend_argv]
@@ -172,6 +173,8 @@ def refuse_early(
     if (ids := both.get("gpu-ids")) is not None:
         gpu_ids_of(ids, "--gpu-ids")
     refuse_flags(both.get)
+    if not command.doubtful:
+        _check_tls(both)
     sources = {
         FILE_FLAG: both.get("log-config-file"),
         FILE_FIELD: both.get(FILE_FIELD),
@@ -179,6 +182,12 @@ def refuse_early(
     }
     if (source := next((name for name, given in sources.items() if given), None)) is not None:
         check_file(str(sources[source]), source, environment)
+
+
+def _check_tls(given: Mapping[str, Any]) -> None:
+    flags = {name: value for name, value in given.items() if name.startswith("ssl-")}
+    if not any(isinstance(value, bool) for value in flags.values()):  # one without its value
+        Tls.of(lambda name: flags.get(name.replace("_", "-"))).check()
 
 
 def _models(found: Skimmed) -> Iterator[Given]:

@@ -22,6 +22,7 @@ from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.arguments import ParsedArguments, parse
 from ichat_lifecycle.backend import Options, VLLMBackend
 from ichat_lifecycle.cli import build_parser
+from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.vllm_flags import FLAGS, Taker
 
 CERTIFICATE = str(Path(__file__).with_name("certificate.pem"))
@@ -98,6 +99,14 @@ def context(args: Namespace) -> ssl.SSLContext:
     return found
 
 
+def fits(args: Namespace) -> bool:
+    """Whether the key is that of the certificate."""
+    try:
+        return context(args) is not None
+    except ArgumentsError:
+        return False
+
+
 def access_lines(path: str) -> Callable[[Namespace], bool]:
     """Whether a request for a path is logged."""
 
@@ -145,8 +154,8 @@ SERVER: Mapping[str, tuple[dict[str, Any], Callable[[Namespace], Any]]] = {
         {"disable_access_log_for_endpoints": "/health,/a"},
         access_lines("/a"),
     ),
-    "ssl-keyfile": ({"ssl_keyfile": CERTIFICATE}, address),
-    "ssl-certfile": ({"ssl_certfile": CERTIFICATE}, address),
+    "ssl-keyfile": ({"ssl_keyfile": OTHER}, fits),
+    "ssl-certfile": ({"ssl_certfile": CERTIFICATE}, fits),
     "ssl-ca-certs": ({"ssl_ca_certs": OTHER}, lambda args: context(args).cert_store_stats()),
     "ssl-cert-reqs": ({"ssl_cert_reqs": 2}, lambda args: context(args).verify_mode),
     "ssl-ciphers": (
@@ -173,6 +182,21 @@ def uvicorns_loggers_are_put_back() -> Iterator[None]:
     for lg, level, handlers, propagate, filters in before:
         lg.setLevel(level)
         lg.handlers[:], lg.propagate, lg.filters[:] = handlers, propagate, filters
+
+
+def test_a_certificate_with_its_key_is_tls() -> None:
+    """So Uvicorn has it. Who looks at the port from outside has to speak the same."""
+    assert not address(Namespace(**DEFAULTS)).tls
+    assert address(Namespace(**{**DEFAULTS, "ssl_certfile": CERTIFICATE})).tls
+    assert address(Namespace(**{**DEFAULTS, **TLS})).tls
+
+
+def test_the_refresher_watches_a_certificate_with_its_key() -> None:
+    """vLLM's own watches nothing where no file of a key is given."""
+    args = Namespace(**{**DEFAULTS, "ssl_certfile": CERTIFICATE, "enable_ssl_refresh": True})
+    found = vllm_app.ssl_refresher(LAYOUT, args, config(args))
+    assert found is not None
+    assert (found.cert_path, found.key_path) == (CERTIFICATE, CERTIFICATE)
 
 
 def test_the_servers_flags_are_all_tried() -> None:

@@ -23,6 +23,8 @@ from ichat_lifecycle.fleet.schema import file_schema
 from ichat_lifecycle.gpus import parse_gpu_ids
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+CERTIFICATE = Path(__file__).with_name("certificate.pem")
+ENCRYPTED = Path(__file__).with_name("encrypted_certificate.pem")
 EXAMPLES = sorted(
     path.name for path in CONFIGS.glob("*.yaml") if "managed_workers" in path.read_text()
 )
@@ -500,19 +502,47 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 def test_what_is_in_a_certificates_files_is_part_of_a_plan_and_no_reason_to_replace() -> None:
     files = ["cert.pem", "key.pem", "ca.pem"]
     for name in files:
-        Path(name).write_text(name)
+        Path(name).write_text(CERTIFICATE.read_text() + name)
     keys = ", ssl_certfile: cert.pem, ssl_keyfile: key.pem, ssl_ca_certs: ca.pem"
     first = planned(keys)
     Path("cert.pem").touch()
     assert planned(keys).certificate_digest == first.certificate_digest != ""
     for name in files:
-        Path(name).write_text("another one")
+        Path(name).write_text(CERTIFICATE.read_text() + "another one")
         next_one = planned(keys)
         assert next_one.certificate_digest != first.certificate_digest
         assert next_one == first
         first = next_one
     Path("key.pem").unlink()
     assert planned("").certificate_digest == ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "part"),
+    [
+        ("ssl_keyfile: key.pem", "ssl_keyfile", "a key without a certificate"),
+        ("ssl_certfile: encrypted.pem", "ssl_certfile", "passphrase"),
+        ("ssl_certfile: key.pem, ssl_cert_reqs: 5", "ssl_cert_reqs", "expected 0"),
+        ("ssl_certfile: key.pem, ssl_ciphers: none", "ssl_ciphers", "cannot be used"),
+        ("ssl_certfile: m/config.json, ssl_keyfile: key.pem", "ssl_certfile", "cannot be used"),
+    ],
+)
+def test_tls_that_a_worker_could_not_speak_is_told_of_at_its_key(
+    keys: str, key: str, part: str
+) -> None:
+    """The supervisor speaks it first, in the worker's place."""
+    Path("key.pem").write_text(CERTIFICATE.read_text())
+    Path("encrypted.pem").write_text(ENCRYPTED.read_text())
+    text = f"managed_workers:\n- {{{WORKER}, port: 1, {keys}}}\n"
+    (found,) = told(text)
+    assert part in found
+    at = text.splitlines()[1].index(f"{key}:") + 1
+    assert found.startswith(f"2:{at}: a: --{key.replace('_', '-')}")
+
+
+def test_a_certificate_with_its_key_is_one_file() -> None:
+    Path("both.pem").write_text(CERTIFICATE.read_text())
+    assert planned(", ssl_certfile: both.pem").certificate == ("both.pem", None)
 
 
 def test_the_headers_that_vllm_adds_are_part_of_a_plan() -> None:

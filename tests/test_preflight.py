@@ -17,6 +17,8 @@ from ichat_lifecycle.arguments import parse
 from ichat_lifecycle.errors import AddressError, ArgumentsError, ExitCode, InputMissingError
 from ichat_lifecycle.preflight import Scan, check_address, check_model, refuse_early, scan
 
+CERTIFICATE = Path(__file__).with_name("certificate.pem")
+
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
@@ -324,6 +326,34 @@ def test_what_is_refused_early_is_what_the_parser_would_say(argv: str) -> None:
 )
 def test_what_may_be_right_is_left_to_the_parser(argv: str) -> None:
     refuse_early(Namespace(), argv.split(), {})
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (f"--ssl-keyfile {CERTIFICATE}", "a key without a certificate"),
+        ("--ssl_certfile=none.pem", "--ssl-certfile none.pem"),
+        (f"--ssl-certfile {CERTIFICATE} --ssl-cert-reqs 5", "--ssl-cert-reqs 5"),
+        (f"--ssl-certfile {CERTIFICATE} --ssl-ciphers none", "--ssl-ciphers none"),
+    ],
+)
+def test_tls_that_no_server_can_speak_is_refused_early(argv: str, part: str) -> None:
+    assert part in refused(f"m {argv}")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        f"--ssl-certfile {CERTIFICATE}",
+        f"--ssl-certfile {CERTIFICATE} --ssl-keyfile {CERTIFICATE} --ssl-cert-reqs 2",
+        # Without TLS there is nothing that these are about, and of these the parser knows more.
+        "--ssl-cert-reqs 5",
+        f"--no-such-flag x --ssl-keyfile {CERTIFICATE}",
+        f"--ssl-keyfile {CERTIFICATE} --ssl-certfile",
+    ],
+)
+def test_other_tls_is_left_to_the_server(argv: str) -> None:
+    refuse_early(Namespace(), ["m", *argv.split()], {})
 
 
 def test_a_flag_without_its_value_is_shown_as_that() -> None:

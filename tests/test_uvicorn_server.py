@@ -19,6 +19,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.refusal import App
@@ -320,6 +321,7 @@ def test_a_bad_certificate_is_an_error_of_the_arguments(tmp_path: Path, there: b
     asyncio.run(main())
 
 
+ENCRYPTED = Path(__file__).with_name("encrypted_certificate.pem")
 CERTIFICATES = [
     Path(__file__).with_name(f"{name}.pem") for name in ("certificate", "next_certificate")
 ]
@@ -354,6 +356,24 @@ def test_a_new_certificate_under_the_same_path_is_served_once_it_is_renewed(
         assert await asyncio.to_thread(served_certificate, bench.port) in texts[1]
 
     run(scenario, ssl_certfile=str(pem), ssl_keyfile=str(pem))
+
+
+def test_what_cannot_be_served_after_a_renewal_is_logged_by_its_flag(tmp_path: Path) -> None:
+    """A key with a passphrase, too: nobody is asked for it at the terminal."""
+    pem = tmp_path / "a.pem"
+    pem.write_bytes(CERTIFICATES[0].read_bytes())
+
+    async def scenario(bench: Bench) -> None:
+        pem.write_bytes(ENCRYPTED.read_bytes())
+        with capture_logs() as logs:
+            bench.server.renew_certificate()
+        (entry,) = logs
+        assert entry["event"] == "certificate_not_renewed"
+        assert entry["error"].startswith(f"--ssl-certfile {pem}: the key has a passphrase")
+        served = await asyncio.to_thread(served_certificate, bench.port)
+        assert served in CERTIFICATES[0].read_text()
+
+    run(scenario, ssl_certfile=str(pem))
 
 
 def test_without_tls_there_is_nothing_to_renew() -> None:

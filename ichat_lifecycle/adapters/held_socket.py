@@ -7,7 +7,6 @@ none hangs: before a worker has bound, between two of them, while one backs off.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from ichat_lifecycle.adapters.refusal import (
     send_json,
 )
 from ichat_lifecycle.adapters.sockets import SocketBinder
+from ichat_lifecycle.adapters.tls import Tls
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.ports import Address
 
@@ -166,13 +166,15 @@ class HeldSocket:
             workers=1,  # else WEB_CONCURRENCY is read, which may be no number
             proxy_headers=False,
             timeout_graceful_shutdown=int(LINGER_S),
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
         )
-        try:
-            config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise ArgumentsError(f"{certificate}, {key}: no TLS with these: {error}") from error
+        config.load()
+        if certificate is not None:
+            config.ssl_certfile, config.ssl_keyfile = certificate, key
+            try:
+                config.ssl = Tls(certificate, key).context()
+            except ArgumentsError as error:
+                message = f"{certificate}, {key}: no TLS with these: {error.message}"
+                raise ArgumentsError(message, hint=error.hint) from error
         return config
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import structlog
 import uvicorn
-from uvicorn.config import create_ssl_context
 from uvicorn.lifespan.on import LifespanOn
 
 from ichat_lifecycle.adapters.connections import Limits, connections_of_main
 from ichat_lifecycle.adapters.gate import Gate
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.adapters.refusal import App
+from ichat_lifecycle.adapters.tls import Tls
 from ichat_lifecycle.bounds import error_of
 from ichat_lifecycle.config import Http
 from ichat_lifecycle.errors import ArgumentsError, StartError
@@ -70,6 +69,7 @@ class UvicornServer:
         self._task: asyncio.Task[None] | None = None
         self._lifespan: LifespanOn | None = None
         self._closing = False
+        self._tls = Tls()
 
     @property
     def in_flight(self) -> int:
@@ -111,9 +111,9 @@ class UvicornServer:
         if config is None or config.ssl is None:
             return
         try:
-            config.ssl = _context(config)
-        except OSError as error:  # ssl.SSLError is one too
-            log.error("certificate_not_renewed", file=config.ssl_certfile, error=str(error))
+            config.ssl = self._tls.context()
+        except ArgumentsError as error:
+            log.error("certificate_not_renewed", file=config.ssl_certfile, error=error.message)
             return
         log.info("certificate_renewed", file=config.ssl_certfile)
         if self._refresher is not None:  # it has the context before
@@ -136,15 +136,15 @@ class UvicornServer:
         )
 
     def _config(self, options: Mapping[str, Any], limits: Limits) -> uvicorn.Config:
-        try:
-            config = uvicorn.Config(self._gate, lifespan="off", workers=1, **options)
-            config.h11_max_incomplete_event_size = limits.head_bytes
-            config.load()
-        except OSError as error:  # ssl.SSLError is one too
-            raise ArgumentsError(
-                f"--ssl-certfile/--ssl-keyfile: cannot be used: {error}",
-                hint="give a certificate and its key, both readable PEM files",
-            ) from error
+        self._tls = tls = Tls.of(options.get)
+        rest = {name: value for name, value in options.items() if not name.startswith("ssl_")}
+        config = uvicorn.Config(self._gate, lifespan="off", workers=1, **rest)
+        config.h11_max_incomplete_event_size = limits.head_bytes
+        config.load()
+        if tls.spoken:  # by a context of our own; Uvicorn says by these that it speaks it
+            config.ssl = tls.context()
+            config.ssl_certfile, config.ssl_keyfile = tls.certfile, tls.keyfile
+            config.ssl_ca_certs = tls.ca_certs
         return config
 
     def _on_end(self, task: asyncio.Task[None], on_fault: FaultReport) -> None:
@@ -202,17 +202,3 @@ class UvicornServer:
             await asyncio.wait({task})
         finally:
             server.force_exit = True
-
-
-def _context(config: uvicorn.Config) -> ssl.SSLContext:
-    """A new one of what the config was loaded with. Raises OSError."""
-    assert config.ssl_certfile is not None
-    return create_ssl_context(
-        certfile=config.ssl_certfile,
-        keyfile=config.ssl_keyfile,
-        password=config.ssl_keyfile_password,
-        ssl_version=config.ssl_version,
-        cert_reqs=config.ssl_cert_reqs,
-        ca_certs=config.ssl_ca_certs,
-        ciphers=config.ssl_ciphers,
-    )

@@ -133,7 +133,7 @@ def ssl_refresher(layout: Layout, args: argparse.Namespace, config: Any) -> Any 
         return None
     return layout.ssl_refresher(
         ssl_context=config.ssl,
-        key_path=config.ssl_keyfile,
+        key_path=config.ssl_keyfile or config.ssl_certfile,  # else it watches neither
         cert_path=config.ssl_certfile,
         ca_path=config.ssl_ca_certs,
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.adapters.advertise import gateway_host, is_here, is_loopback
+from ichat_lifecycle.adapters.tls import Tls
 from ichat_lifecycle.document import Document, Problem
-from ichat_lifecycle.errors import InputMissingError
+from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.fleet.load import FLEET, SERVER, Fleet, Planned
 from ichat_lifecycle.fleet.ports import Listener
 from ichat_lifecycle.gpus import gpus_needed
@@ -34,7 +35,7 @@ def complain(fleet: Fleet, document: Document, *, here: bool) -> None:
     Args:
         here: the workers are to run on this machine.
     """
-    for check in (_names, _ports, _gateways, _gpus, _all_gpus, _enough_gpus):
+    for check in (_names, _tls, _ports, _gateways, _gpus, _all_gpus, _enough_gpus):
         document.problems.extend(check(fleet, document))
     for look in (_models, _files):
         document.problems.extend(look(fleet, document, here))
@@ -105,6 +106,7 @@ def _is_elsewhere(path: str) -> bool:
 # Files --------------------------------------------------------------------------------------------
 
 _CERTIFICATES = ("ssl_certfile", "ssl_keyfile")
+_TLS_FILES = (*_CERTIFICATES, "ssl_ca_certs")
 
 
 def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
@@ -119,6 +121,22 @@ def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
             elif key in _CERTIFICATES and not os.access(path, os.R_OK):
                 elsewhere = not here and _is_elsewhere(path)
                 yield Problem(place, f"{said} {path} cannot be read", doubt=elsewhere)
+
+
+def _tls(fleet: Fleet, document: Document) -> Iterator[Problem]:
+    """What a worker would refuse. Whether the files are there is looked at by `_files`."""
+    for worker in fleet.workers:
+        given = {k: v for k, v in worker.config.vllm.items() if not is_null(v)}
+        paths = [given[key] for key in _TLS_FILES if key in given]
+        if not all(isinstance(path, str) and os.access(path, os.R_OK) for path in paths):
+            continue
+        try:
+            Tls.of(given.get).check()
+        except ArgumentsError as error:
+            flag = error.message.partition(":")[0].partition("/")[0].partition(" ")[0]
+            key = flag.removeprefix("--").replace("-", "_")
+            message = f"{worker.config.shown_name}: {error.message}"
+            yield Problem(document.place(worker.at(key)), message, error.hint)
 
 
 # Ports --------------------------------------------------------------------------------------------
