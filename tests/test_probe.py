@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters.inner_app import below_middleware
-from ichat_lifecycle.adapters.probe import SelfProbe, Target
+from ichat_lifecycle.adapters.probe import RANK_HEADER, SelfProbe, Target
 from ichat_lifecycle.adapters.questions import request_for, shows_work
 from ichat_lifecycle.config import WarmUp
 from ichat_lifecycle.errors import ExitCode, StartError
@@ -375,6 +375,20 @@ def test_a_token_that_comes_asks_nobody_else() -> None:
     service = Service()
     run(service.probe().token())
     assert (service.bodies[0]["max_tokens"], service.workers_asked) == (1, 0)
+
+
+def test_a_rank_is_named_by_its_place_among_those_of_this_process() -> None:
+    """Of another host's ranks vLLM's client knows nothing, and one rank needs no name."""
+    header = RANK_HEADER.lower().encode()
+
+    def named(rank: int, *ranks: int) -> bytes | None:
+        service = Service()
+        run(service.probe(ranks=ranks).token(rank))
+        return dict(service.scope["headers"]).get(header)
+
+    assert [named(rank, 2, 3) for rank in (2, 3)] == [b"0", b"1"]
+    assert [named(rank, 0, 1) for rank in (0, 1)] == [b"0", b"1"]
+    assert named(0, 0) is None
 
 
 @pytest.mark.parametrize(("status", "document"), [(400, "no"), (503, "scaling"), (200, ABORTED)])

@@ -32,7 +32,9 @@ from ichat_lifecycle.ports import Address, HealthCheck, Notice
 
 log = structlog.get_logger("ichat_lifecycle.probe")
 
-RANK_HEADER = "X-data-parallel-rank"  # vLLM's: which rank is to generate
+# vLLM's: which rank is to generate, counted among those of this process. With a load balancer
+# before several hosts (--data-parallel-hybrid-lb) these do not begin with rank 0.
+RANK_HEADER = "X-data-parallel-rank"
 GENERATE = "generate"  # vLLM's name of the task
 NO_HEADERS: Mapping[str, str] = {}
 HEALTH_TIMEOUT_S = 5.0
@@ -47,7 +49,7 @@ class Target:
         state: what the app's start-up has left for its requests.
         address: where the main port listens, for a look from outside.
         tokenizer: whether the engine has one; else prompts are given as token ids.
-        ranks: the engine's data-parallel ranks.
+        ranks: the numbers of the engine's data-parallel ranks, in the order of vLLM's client.
         check_workers: has each process of a rank answer, for an engine that refuses the request for
             a token; raises where one cannot.
     """
@@ -163,8 +165,9 @@ class SelfProbe:
             await target.check_workers(rank)
             return
         one_token = self._warm_up.model_copy(update={"max_tokens": 1})
+        headers = {RANK_HEADER: str(target.ranks.index(rank))} if several else NO_HEADERS
         try:
-            await self._output_of(target, one_token, {RANK_HEADER: str(rank)} if several else {})
+            await self._output_of(target, one_token, headers)
         except _Refused as error:
             if target.check_workers is None:
                 raise

@@ -34,6 +34,7 @@ class EngineRanks:
         self._client = client
         self._core = getattr(client, "engine_core", None)
         self._identities = _identities(self._core)
+        # In the client's order, as vLLM counts in it where a request names its rank.
         self.numbers: tuple[int, ...] = tuple(self._identities) or (0,)
 
     @property
