@@ -399,7 +399,7 @@ class VLLMBackend(LifecycleBackend):
             state=self.gate.app_state,
             address=self.binder.inside or self._address(),
             model=self.model,
-            tasks=self.engine.tasks,
+            tasks=self.engine.served_tasks,
             tokenizer=self.engine.tokenizer,
             ranks=self.engine.ranks.numbers,
             check_workers=self.engine.ranks.check_workers,

@@ -237,7 +237,9 @@ def test_an_engine_without_a_tokenizer_is_asked_by_token_ids(tasks: tuple[str, .
     assert all(isinstance(i, int) and 0 < i < 10 for i in ids)
 
 
-@pytest.mark.parametrize("tasks", [(), ("transcription",), ("render",)])
+@pytest.mark.parametrize(
+    "tasks", [(), ("transcription",), ("render",), ("embed&token_classify",), ("plugin",)]
+)
 def test_a_model_without_a_small_request_is_not_warmed_up(tasks: tuple[str, ...]) -> None:
     assert request_for(tasks, "demo", WARM_UP) is None
     service = Service()

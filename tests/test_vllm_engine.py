@@ -175,6 +175,34 @@ def test_a_question_that_vllm_cancels_is_no_cancellation_of_ours(ask: str) -> No
     assert isinstance(asyncio.run(outcome("caller")), asyncio.CancelledError)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "chosen", "served"),
+    [
+        (("embed", "token_embed"), "token_embed", ("token_embed",)),
+        (("embed", "embed&token_classify"), "embed&token_classify", ("embed&token_classify",)),
+        (("generate", "render"), None, ("generate", "render")),
+        (("embed",), RuntimeError("Unsupported task: 'classify'"), ("embed",)),
+    ],
+)
+def test_of_several_tasks_for_pooling_the_chosen_one_is_served(
+    tasks: tuple[str, ...], chosen: Any, served: tuple[str, ...]
+) -> None:
+    """By --pooler-config or by the model: the API of the others refuses every request."""
+
+    class Config:
+        def get_pooling_task(self, supported: tuple[str, ...]) -> Any:
+            assert supported == tasks
+            if isinstance(chosen, Exception):
+                raise chosen
+            return chosen
+
+    engine = engine_with(Client())
+    engine.tasks = tasks
+    assert engine.served_tasks == tasks, "a vLLM that has no such choice"
+    engine.client.model_config = Config()
+    assert engine.served_tasks == served
+
+
 def test_only_living_children_are_the_engines_processes() -> None:
     """The number of one that has been reaped may be another process's by now."""
 

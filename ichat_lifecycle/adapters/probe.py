@@ -49,6 +49,7 @@ class Target:
         state: what the app's start-up has left for its requests.
         address: where the main port listens, for a look from outside.
         tokenizer: whether the engine has one; else prompts are given as token ids.
+        tasks: those that vLLM's API serves.
         ranks: the numbers of the engine's data-parallel ranks, in the order of vLLM's client.
         check_workers: has each process of a rank answer, for an engine that refuses the request for
             a token; raises where one cannot.

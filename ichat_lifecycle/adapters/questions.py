@@ -21,6 +21,8 @@ def request_for(
 ) -> tuple[str, dict[str, Any]] | None:
     """The path and body that exercise a model with these tasks; None for others, such as speech.
 
+    Of a pooling model's tasks vLLM serves one, where it lets one be chosen: `tasks` is that alone.
+
     Args:
         by_ids: give the prompt as token ids, for an engine without a tokenizer.
     """

@@ -458,6 +458,16 @@ class VllmEngine:
         config = getattr(self.client, "model_config", None)
         return not getattr(config, "skip_tokenizer_init", False)
 
+    @property
+    def served_tasks(self) -> tuple[str, ...]:
+        """Those whose API answers: of several for pooling vLLM serves the one that was chosen."""
+        choose = getattr(getattr(self.client, "model_config", None), "get_pooling_task", None)
+        chosen = None
+        if choose is not None:
+            with contextlib.suppress(RuntimeError, ValueError):  # not of this model: vLLM says so
+                chosen = choose(self.tasks)
+        return self.tasks if chosen is None else (str(chosen),)
+
     async def is_sleeping(self, rank: int = 0) -> bool:
         """Whether it sleeps; one that is awake without its weights counts as asleep."""
         return await self.ranks.is_sleeping(rank) or self._discarded
