@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, Gauge
 from prometheus_client import Counter as PrometheusCounter
 
 from ichat_lifecycle.adapters.vllm_ranks import EngineRanks, metrics
+from ichat_lifecycle.errors import EngineNotUp
 
 TOKENS, RUNNING = "vllm:generation_tokens", "vllm:num_requests_running"
 
@@ -121,6 +122,28 @@ def test_each_rank_is_asked_by_itself() -> None:
     assert client.asked == []
     assert core.asked[0] == (b"\1\0", "collective_rpc", "check_health", None, (), None)
     assert [engine for engine, *_ in core.asked[1:]] == [b"\0\0", b"\1\0"]
+
+
+@pytest.mark.parametrize("ranks", [(0,), (0, 1)])
+@pytest.mark.parametrize("ask", ["is_sleeping", "check_workers"])
+def test_a_question_that_zeromq_cancels_is_an_engine_that_went_away(
+    ranks: tuple[int, ...], ask: str
+) -> None:
+    """It would pass for a cancellation of who asks."""
+
+    async def cancelled(*args: Any, **more: Any) -> None:
+        raise asyncio.CancelledError
+
+    core = Core(*ranks)
+    client = Client(core)
+    for place, name in (
+        (core, "_call_utility_async"),
+        (client, "is_sleeping"),
+        (client, "collective_rpc"),
+    ):
+        setattr(place, name, cancelled)
+    with pytest.raises(EngineNotUp):
+        asyncio.run(getattr(EngineRanks(client), ask)(ranks[-1]))
 
 
 @pytest.mark.parametrize("core", [None, object(), Core(), Core(0)])

@@ -14,10 +14,10 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing import resource_tracker
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -49,15 +49,13 @@ from ichat_lifecycle.adapters.load_phases import (
 )
 from ichat_lifecycle.adapters.threads import Threaded, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout
-from ichat_lifecycle.adapters.vllm_ranks import QUEUES, EngineRanks, metrics
+from ichat_lifecycle.adapters.vllm_ranks import QUEUES, EngineRanks, asked, metrics
 from ichat_lifecycle.bounds import watched
 from ichat_lifecycle.errors import EngineNotUp, TransitionRefused
 from ichat_lifecycle.gpus import GpuId
 from ichat_lifecycle.ports import Fault, FaultReport, PhaseReport
 
 log = structlog.get_logger("ichat_lifecycle.engine")
-
-T = TypeVar("T")
 
 _POLL_S = 0.02
 # READY ends only after them, and nobody may be routed to a dead engine for the sake of a number.
@@ -479,7 +477,7 @@ class VllmEngine:
 
     async def sleep(self, level: int) -> None:
         self._discarded |= level >= vllm_routes.DISCARDS_WEIGHTS
-        await _asked(self.client.sleep(level=level))
+        await asked(self.client.sleep(level=level))
 
     async def wake_up(self) -> None:
         """Wake the engine; after a sleep that discarded the weights they are loaded again.
@@ -490,11 +488,11 @@ class VllmEngine:
         if self._discarded:
             # vLLM's own order: memory for the weights, the weights, memory for the KV cache. Until
             # the last the engine counts as asleep, so that a failure on the way leaves it so.
-            await _asked(self.client.wake_up(tags=["weights"]))
-            await _asked(self.client.collective_rpc("reload_weights"))
-            awake = await _asked(self.client.wake_up(tags=["kv_cache"]))
+            await asked(self.client.wake_up(tags=["weights"]))
+            await asked(self.client.collective_rpc("reload_weights"))
+            awake = await asked(self.client.wake_up(tags=["kv_cache"]))
         else:
-            awake = await _asked(self.client.wake_up(tags=None))
+            awake = await asked(self.client.wake_up(tags=None))
         if awake is False:  # older versions return nothing
             raise TransitionRefused("wake: the engine reports that it is still asleep")
         self._discarded = False
@@ -505,7 +503,7 @@ class VllmEngine:
         Raises:
             TransitionRefused: the engine did not do it, as running requests hold blocks of it.
         """
-        if await _asked(self.client.reset_prefix_cache()) is False:
+        if await asked(self.client.reset_prefix_cache()) is False:
             raise TransitionRefused(
                 "reset_prefix_cache: the engine has not emptied its prefix cache: running requests "
                 "hold blocks of it",
@@ -522,7 +520,7 @@ class VllmEngine:
         if client is None:
             raise EngineNotUp("there is no engine")
         try:
-            sleeping = bool(await _asked(client.is_sleeping()))
+            sleeping = bool(await asked(client.is_sleeping()))
         except Exception as error:
             if client is self.client and self.alive:
                 raise
@@ -546,23 +544,6 @@ class VllmEngine:
             "lora_adapters": self.loras(),
             "processes": list(self.processes()),
         }
-
-
-async def _asked(question: Awaitable[T]) -> T:
-    """The engine's answer.
-
-    Raises:
-        EngineNotUp: vLLM has closed its sockets, as it does once the engine is dead: ZeroMQ cancels
-            what waits on one, which would pass for a cancellation of the caller.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    try:
-        return await question
-    except asyncio.CancelledError:
-        if task is not None and task.cancelling() > before:
-            raise
-        raise EngineNotUp("the engine went away before it answered") from None
 
 
 def _how(code: int | None) -> str:

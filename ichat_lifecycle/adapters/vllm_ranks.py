@@ -7,8 +7,13 @@ rank. Here each rank is asked by itself, through the client's own way to a singl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import Any, TypeVar
+
+from ichat_lifecycle.errors import EngineNotUp
+
+T = TypeVar("T")
 
 # A long prefill is many steps without a token: only the cache's fill shows them.
 MOVING = (
@@ -45,20 +50,20 @@ class EngineRanks:
     async def is_sleeping(self, rank: int) -> bool:
         """One round trip to this rank's EngineCore."""
         if not self.several:
-            return bool(await self._client.is_sleeping())
+            return bool(await asked(self._client.is_sleeping()))
         return bool(await self._ask(rank, "is_sleeping"))
 
     async def check_workers(self, rank: int) -> None:
         """Have each worker process of this rank answer; never returns while one is stuck."""
         if not self.several:
-            await self._client.collective_rpc("check_health")
+            await asked(self._client.collective_rpc("check_health"))
         else:
             await self._ask(rank, "collective_rpc", "check_health", None, (), None)
 
     async def _ask(self, rank: int, method: str, *args: Any) -> Any:
         assert self._core is not None, "several ranks are known by it"
         call = self._core._call_utility_async
-        return await call(method, *args, engine=self._identities[rank])
+        return await asked(call(method, *args, engine=self._identities[rank]))
 
     def progress(self, rank: int) -> Any:
         """vLLM's own counters and gauges of this rank that move while it works; see MOVING."""
@@ -90,6 +95,23 @@ def _identities(core: Any) -> dict[int, bytes]:
     if len(found) < 2 or not hasattr(core, "_call_utility_async"):  # noqa: PLR2004  # "several"
         return {}
     return {int.from_bytes(identity, "little"): identity for identity in found}
+
+
+async def asked(question: Awaitable[T]) -> T:
+    """The engine's answer.
+
+    Raises:
+        EngineNotUp: vLLM has closed its sockets, as it does once the engine is dead: ZeroMQ cancels
+            what waits on one, which would pass for a cancellation of the caller.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        return await question
+    except asyncio.CancelledError:
+        if task is not None and task.cancelling() > before:
+            raise
+        raise EngineNotUp("the engine went away before it answered") from None
 
 
 def metrics(names: tuple[str, ...], rank: int | None = None) -> dict[str, float]:
