@@ -37,7 +37,7 @@ def test_ready_behind_client_certificates_middleware_and_a_template_that_cannot_
     (tmp_path / "at_the_door.py").write_text(MIDDLEWARE)
     template = tmp_path / "refuses.jinja"
     template.write_text("{{ raise_exception('no chats here') }}")
-    tls = {"certfile": CERTIFICATE, "keyfile": CERTIFICATE, "ca-certs": CERTIFICATE}
+    tls = {"certfile": CERTIFICATE, "ca-certs": CERTIFICATE}  # the key is in the same file
     with worker(
         *("--model-path", model, "--served-model-name", "demo"),
         *(word for name, path in tls.items() for word in (f"--ssl-{name}", path)),
