@@ -103,9 +103,12 @@ def test_a_home_that_cannot_be_written_is_warned_of(
     monkeypatch.setattr(environment, "can_make", lambda directory: False)
     monkeypatch.setenv("HOME", "/")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert len(environment.prepare({"HOME": "/"})) == 1
+    with capture_logs() as logs:
+        environment.log_all(environment.prepare({"HOME": "/"}))
+    (log,) = logs
+    assert (log["event"], log["log_level"], log["path"]) == ("home_unwritable", "warning", "/")
     for name in ("HOME", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
-        assert name in environment.HOME_HINT
+        assert name in log["hint"]
 
 
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "VLLM_CACHE_ROOT"])
