@@ -257,12 +257,17 @@ class VllmEngine:
         )
         if directory is None:
             return
-        meter, log_at_s = download_watch.DownloadMeter(directory), 0.0
+        meter, log_at_s, before = download_watch.DownloadMeter(directory), 0.0, ""
         while True:
             await asyncio.sleep(download_watch.INTERVAL_S)
             self.download = found = await in_thread(meter.look, "download-look")
             if found is None:
+                # vLLM need not print anything of what it does next.
+                if before and self._phase == DOWNLOADING:
+                    self._enter_phase(before)
                 continue
+            if self._phase != DOWNLOADING:
+                before = self._phase
             self._enter_phase(DOWNLOADING, found.fraction)
             if (now_s := asyncio.get_running_loop().time()) >= log_at_s:
                 log_at_s = now_s + download_watch.LOG_EVERY_S
