@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import threading
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from ichat_lifecycle.adapters.fresh_arguments import fresh, generated_ids, has_ids
+from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
 
 
 @dataclass
@@ -62,3 +66,31 @@ def test_an_id_that_was_made_up_is_made_anew_and_a_given_one_stays() -> None:
     assert {engine.ec.engine_id for engine in engines} == {"given"}
     assert generated_ids(parse("a", "b"), parse("a", "b")) == frozenset()
     assert not has_ids(argparse.Namespace(model="demo"))
+
+
+ADAPTERS = (
+    "--lora-modules",
+    "mine=/adapters/mine",
+    "--default-mm-loras",
+    '{"image": "/adapters/i"}',
+)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("given", [None, "given"])
+def test_what_vllms_own_parser_makes_is_fresh_for_each_engine(given: str | None) -> None:
+    """Its configuration objects make up an id while they are parsed, and can be copied."""
+    transfer = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+    transfer |= {"engine_id": given} if given else {}
+    argv = ["m", "--enable-lora", *ADAPTERS, "--kv-transfer-config", json.dumps(transfer)]
+    arguments = VllmArguments(argparse.Namespace(), argv)
+    arguments.parsed = arguments.parse_now()
+    one, other = arguments.for_engine(), arguments.for_engine()
+    ids = {each.kv_transfer_config.engine_id for each in (one, other)}
+    assert ids == {given} if given else len(ids) == 2
+    # As vLLM does with the adapters of --default-mm-loras, when it builds the app.
+    one.lora_modules.append("image")
+    one.default_mm_loras["audio"] = "/adapters/a"
+    for later in (other, arguments.for_engine()):
+        assert [module.name for module in later.lora_modules] == ["mine"]
+        assert later.default_mm_loras == {"image": "/adapters/i"}

@@ -9,12 +9,13 @@ import os
 import sys
 import weakref
 from functools import cache, lru_cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from ichat_lifecycle.adapters import vllm_caches
+from ichat_lifecycle.adapters.load_phases import CAPTURING, LoadPhases
 from ichat_lifecycle.adapters.vllm_engine import VllmEngine
 from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.adapters.vllm_ranks import EngineRanks
@@ -215,6 +216,21 @@ def test_only_living_children_are_the_engines_processes() -> None:
     assert engine.processes() == ()
     engine._children = {os.getpid(): Child(alive=True)}
     assert os.getpid() in engine.processes()
+
+
+def test_a_line_begins_a_phase_only_while_the_engine_loads() -> None:
+    """Later a client's text may be in it."""
+    engine = engine_with(Client())
+    seen: list[tuple[str, float | None]] = []
+    engine._on_phase = lambda *phase: seen.append(phase)
+    line = "no such pattern: (?=a)x Capturing CUDA graphs: 50%"
+    for loading in (None, SimpleNamespace(running=False)):
+        engine._loading = cast(Any, loading)
+        engine._read_phase(LoadPhases(), line)
+    assert seen == []
+    engine._loading = cast(Any, SimpleNamespace(running=True))
+    engine._read_phase(LoadPhases(), line)
+    assert seen == [(CAPTURING, 0.5)]
 
 
 def test_an_engines_tokenizer_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
