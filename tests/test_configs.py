@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import configparser
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import yaml
 from fastapi.routing import APIRoute
 from stand_ins import FakeLife
+from tools import of_the_system
 
 from ichat_lifecycle import docs
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
@@ -194,15 +194,13 @@ def test_the_units_command_is_one_of_ours(service: dict[str, str]) -> None:
     assert scan(args, rest).model == "/models/demo"
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     text = (ROOT / "configs/ichat-lifecycle-worker.service").read_text(encoding="utf-8")
     unit = tmp_path / "ichat-lifecycle-worker.service"
     # It looks whether the program is there.
     unit.write_text(text.replace("/opt/ichat/.venv/bin/ichat-lifecycle", sys.executable))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False
-    )
+    program = of_the_system("systemd-analyze", "systemd")
+    done = subprocess.run([program, "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

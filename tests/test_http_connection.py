@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import shutil
 import socket
 import ssl
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from tools import of_the_system
 from websockets.asyncio.client import connect
 
 from ichat_lifecycle.adapters.connections import Limits, connections_of_control, connections_of_main
@@ -430,20 +430,15 @@ def upload_with_http_client(url: str) -> int:
 
 
 def upload_with_curl(url: str) -> int:
-    command = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@-", url]
+    words = ["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@-", url]
+    command = [of_the_system("curl", "curl"), *words]
     done = subprocess.run(command, input=bytes(UPLOAD), capture_output=True, check=True)
     return int(done.stdout)
 
 
-CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-
-
 @PROTOCOLS
 @pytest.mark.parametrize("path", ["/refuse", "/close"])
-@pytest.mark.parametrize(
-    "upload",
-    [upload_with_httpx, upload_with_http_client, pytest.param(upload_with_curl, marks=CURL)],
-)
+@pytest.mark.parametrize("upload", [upload_with_httpx, upload_with_http_client, upload_with_curl])
 def test_a_refused_upload_sees_the_refusal(
     protocol: Any, path: str, upload: Callable[[str], int]
 ) -> None:

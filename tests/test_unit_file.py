@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
+from tools import of_the_system
 
 UNIT = Path(__file__).parent.parent / "configs" / "ichat-lifecycle-worker.service"
 EXPOSURE_MAX = 2.0
-
-needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="systemd is not installed here"
-)
 
 
 def settings() -> dict[str, list[str]]:
@@ -28,8 +23,9 @@ def settings() -> dict[str, list[str]]:
 
 
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:
+    program = of_the_system("systemd-analyze", "systemd")
     return subprocess.run(
-        ["systemd-analyze", *words], capture_output=True, text=True, check=False, timeout=60
+        [program, *words], capture_output=True, text=True, check=False, timeout=60
     )
 
 
@@ -56,7 +52,6 @@ def test_what_is_written_has_a_place() -> None:
     assert f"XDG_CACHE_HOME=/var/cache/{found['CacheDirectory'][0]}" in variables
 
 
-@needs_systemd
 def test_the_unit_is_valid(tmp_path: Path) -> None:
     """With a program that is there."""
     copy = tmp_path / UNIT.name
@@ -65,7 +60,6 @@ def test_the_unit_is_valid(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@needs_systemd
 def test_the_unit_is_hardened() -> None:
     """9.6, "unsafe", without any of it."""
     done = analyze("security", "--offline=true", "--no-pager", str(UNIT))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REQUIRED = "ICHAT_LIFECYCLE_TOOLS_REQUIRED"  # set by .ci/run: there, nothing is left out
+# Set by .ci/run: there, nothing is left out of what a target gets.
+REQUIRED = "ICHAT_LIFECYCLE_TOOLS_REQUIRED"
 CACHE = Path(__file__).parent.parent / ".cache"
 
 
@@ -21,6 +22,14 @@ def chromium() -> str:
     """The browser: the system's, or what `make chromium` installs. It has too many libraries to be
     fetched and unpacked."""
     return _program("chromium")
+
+
+def of_the_system(name: str, package: str) -> str:
+    """What no target installs: where it is missing its tests are skipped, in CI too."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not here, and no target gets it; Debian has it in {package}")
+    return found
 
 
 def _program(name: str, fetched: Path | None = None) -> str:
