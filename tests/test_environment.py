@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 from ichat_lifecycle import environment
 from ichat_lifecycle.adapters import vllm_environment
 from ichat_lifecycle.adapters.proxies import proxy_for
+from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
 from ichat_lifecycle.config import TOKEN_VARIABLE
 from ichat_lifecycle.credentials import check_flags, header_value
 from ichat_lifecycle.errors import ArgumentsError, ExitCode
@@ -116,6 +118,17 @@ def test_a_link_to_a_service_is_named_with_what_to_do(
         vllm_environment.check({name: "tcp://10.96.0.1:8000"})
     assert caught.value.exit_code == ExitCode.BAD_ARGUMENTS
     assert "enableServiceLinks: false" in str(caught.value.hint)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("name", ["VLLM_PORT", "VLLM_MASTER_PORT"])
+def test_so_is_one_that_a_fleet_gives_to_a_worker(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where a program embeds the worker: with its arguments, before the import."""
+    monkeypatch.setenv(name, "tcp://10.96.0.1:8000")
+    with pytest.raises(ArgumentsError, match=f"{name}=tcp"):
+        VllmArguments(Namespace(), ["m"]).parse_now()
 
 
 @pytest.mark.usefixtures("installed")
