@@ -9,11 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import Worker, worker
+from harness import Worker, wait_for, worker
+
+from ichat_lifecycle.adapters.load_phases import LoadPhases
 
 pytestmark = [pytest.mark.engine, pytest.mark.untimed]
 
 TOKEN = "a-control-token"
+CAPTURING = "Capturing CUDA graphs: 50%"  # as a load has it; none does on a CPU
 
 
 def ask_for(serving: Worker, pattern: str) -> None:
@@ -27,6 +30,11 @@ def ask_for(serving: Worker, pattern: str) -> None:
         "response_format": wanted,
     }
     httpx.post(serving.main + "/v1/chat/completions", json=body, timeout=120)
+
+
+def phases_of(serving: Worker) -> list[str]:
+    """Those of the last load."""
+    return [p["phase"] for p in serving.get("/lifecycle").json()["progress"]["phases"]]
 
 
 def lines_of(serving: Worker) -> list[dict[str, Any]]:
@@ -52,10 +60,12 @@ def test_what_a_client_has_printed_steers_nothing(model: str) -> None:
     try:
         with worker("--model-path", model, *flags, *logging, **environment) as serving:
             serving.wait_for_state("READY")
-            phases = [p["phase"] for p in serving.get("/lifecycle").json()["progress"]["phases"]]
+            phases = phases_of(serving)
             assert "loading_weights" in phases
-            for words in (f"ichat-lifecycle: engine process {bystander.pid}", "Capturing CUDA"):
+            for words in (f"ichat-lifecycle: engine process {bystander.pid}", CAPTURING):
                 ask_for(serving, f"(?=a)x {words}")
+            wait_for(lambda: CAPTURING in serving.log.read_text(), "the client's text")
+            assert phases_of(serving) == phases
             # A client's mistake, whose exception the engine prints and survives.
             adapter = {"lora_name": "x", "lora_path": "/no/such/adapter"}
             loaded = httpx.post(serving.main + "/v1/load_lora_adapter", json=adapter, timeout=120)
@@ -64,6 +74,7 @@ def test_what_a_client_has_printed_steers_nothing(model: str) -> None:
             engine_worker.send_signal(signal.SIGSEGV)
             serving.wait_for_state("BOUND")
             serving.wait_for_state("READY")
+            assert "capturing_graphs" not in phases_of(serving)
             assert bystander.poll() is None
             faults = [line for line in lines_of(serving) if line["event"] == "fault"]
             assert faults[0]["root_cause"].startswith("Fatal Python error: Segmentation fault")
@@ -77,6 +88,10 @@ def test_what_a_client_has_printed_steers_nothing(model: str) -> None:
             named = [line for line in engine if line.get("process") == "EngineCore"]
             assert {"info", "error"} <= {line["level"] for line in named}
             assert "(?=a)x ichat-lifecycle: engine process" in serving.log.read_text()
+            # Were it read, it would be a phase.
+            assert any(
+                LoadPhases().read(line["event"]) for line in engine if CAPTURING in line["event"]
+            )
     finally:
         bystander.kill()
         bystander.wait()
