@@ -113,6 +113,17 @@ def test_an_engine_that_vllms_own_routes_woke_without_weights_counts_as_asleep(g
     asyncio.run(script())
 
 
+def test_a_sleep_that_the_engine_refuses_leaves_it_awake() -> None:
+    engine = engine_with(Client(sleep=ValueError("no sleep mode"), is_sleeping=False))
+
+    async def script() -> None:
+        with pytest.raises(ValueError, match="no sleep mode"):
+            await engine.sleep(2)
+        assert not await engine.is_sleeping()
+
+    asyncio.run(script())
+
+
 def test_discarded_weights_are_loaded_before_the_engine_counts_as_awake() -> None:
     """Where that fails it stays asleep, and the next wake loads them."""
     client = Client(collective_rpc=[OSError("the disk is gone"), None])

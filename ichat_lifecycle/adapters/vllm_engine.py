@@ -481,8 +481,13 @@ class VllmEngine:
             self._discarded = not has_weights
 
     async def sleep(self, level: int) -> None:
+        before = self._discarded
         self._discarded |= level >= vllm_routes.DISCARDS_WEIGHTS
-        await asked(self.client.sleep(level=level))
+        try:
+            await asked(self.client.sleep(level=level))
+        except Exception:  # refused, without sleep mode for example: nothing was taken
+            self._discarded = before
+            raise
 
     async def wake_up(self) -> None:
         """Wake the engine; after a sleep that discarded the weights they are loaded again.
