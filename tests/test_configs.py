@@ -134,6 +134,8 @@ def test_the_pods_arguments_are_ours_or_vllms(container: dict[str, Any]) -> None
     assert ports["control"] == args.control_port
     assert f"--port={ports['api']}" in rest
     assert container["env"][0]["name"] == TOKEN_VARIABLE
+    # Else the shipped Pod would be warned of probes that it does not have.
+    assert load_settings(None, args.set).http.model_fields_set == {"health", "models"}
 
 
 def test_the_pods_probes_ask_the_control_plane_by_their_meaning(container: dict[str, Any]) -> None:
