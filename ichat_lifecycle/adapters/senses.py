@@ -90,13 +90,8 @@ class SafeSenses:
         return self._value("works", works, rank, default=False)
 
     def admin_request(self, before_s: float) -> str:
-        try:
-            found = self._senses.admin_request(before_s)
-        except Exception as error:
-            self._note("admin_request", error)
-            return ""
-        self._failing.pop("admin_request", None)
-        return found
+        ask = self._senses.admin_request
+        return self._value("admin_request", ask, before_s, default="", vital=False)
 
     async def compiling(self) -> str:
         try:
@@ -113,11 +108,13 @@ class SafeSenses:
     async def token(self, rank: int) -> None:
         await self._senses.token(rank)
 
-    def _value(self, name: str, ask: Callable[..., T], *args: Any, default: T) -> T:
+    def _value(
+        self, name: str, ask: Callable[..., T], *args: Any, default: T, vital: bool = True
+    ) -> T:
         try:
             value = ask(*args)
         except Exception as error:
-            if self._note(name, error) >= self._patience_s:
+            if self._note(name, error) >= self._patience_s and vital:
                 raise
             return default
         self._failing.pop(name, None)

@@ -6,6 +6,7 @@ asks for the passphrase of a key at the terminal, for ever where nobody sits at 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ from typing import Any, NoReturn
 
 from ichat_lifecycle.errors import ArgumentsError
 
-CERTFILE, KEYFILE = "--ssl-certfile", "--ssl-keyfile"
+CERTFILE, KEYFILE, CA_CERTS = "--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certs"
 _HINT = "give a certificate and its key, both readable PEM files"
+_CIPHERS_HINT = "give names as `openssl ciphers` lists them, with colons between them"
 
 
 class _EncryptedKey(OSError):
@@ -89,22 +91,12 @@ class Tls:
         context = _Context(ssl.PROTOCOL_TLS_SERVER)
         self._load_chain(context)
         context.verify_mode = self._verify_mode()
-        try:
-            if self.ca_certs:
+        if self.ca_certs:
+            with _naming(f"{CA_CERTS} {self.ca_certs}", "give a readable PEM file of certificates"):
                 context.load_verify_locations(self.ca_certs)
-        except (OSError, ValueError) as error:
-            raise ArgumentsError(
-                f"--ssl-ca-certs {self.ca_certs}: cannot be used: {error}",
-                hint="give a readable PEM file of certificates",
-            ) from error
-        try:
-            if self.ciphers:
+        if self.ciphers:
+            with _naming(f"--ssl-ciphers {self.ciphers}", _CIPHERS_HINT):
                 context.set_ciphers(self.ciphers)
-        except (OSError, ValueError) as error:
-            raise ArgumentsError(
-                f"--ssl-ciphers {self.ciphers}: cannot be used: {error}",
-                hint="give names as `openssl ciphers` lists them, with colons between them",
-            ) from error
         return context
 
     def _load_chain(self, context: ssl.SSLContext) -> None:
@@ -136,10 +128,19 @@ class Tls:
         for flag, path in (
             (CERTFILE, self.certfile),
             (KEYFILE, self.keyfile),
-            ("--ssl-ca-certs", self.ca_certs),
+            (CA_CERTS, self.ca_certs),
         ):
             if path is not None:
                 yield flag, path
+
+
+@contextlib.contextmanager
+def _naming(given: str, hint: str) -> Iterator[None]:
+    """What OpenSSL refuses, with the flag that gave it. ssl.SSLError is an OSError, too."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ArgumentsError(f"{given}: cannot be used: {error}", hint=hint) from error
 
 
 def _is_readable(path: str) -> bool:
