@@ -6,6 +6,7 @@ import bisect
 import enum
 import heapq
 import json
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -39,6 +40,10 @@ LIMITS: Mapping[enum.StrEnum, int] = {
     Kind.STAGE: 1000,
     Kind.RECOVERY: 1000,
 }
+# Words are others' (an engine's, a worker's), and may be long: so many bytes of them for each kind,
+# and so many characters of one.
+WORDS_BYTES = 4 * 2**20
+TEXT_LIMIT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,10 @@ class Reason:
     def of(cls, error: BaseException) -> Reason:
         """The reason in an error; the code of a foreign error is its class's name."""
         if isinstance(error, LifecycleError):
-            return cls(error.code, error.message, error.root_cause, error.hint, error.category)
-        return cls(type(error).__name__, str(error) or repr(error))
+            texts = (error.message, error.root_cause, error.hint)
+            message, root_cause, hint = (text and text[:TEXT_LIMIT] for text in texts)
+            return cls(error.code, message or "", root_cause, hint, error.category)
+        return cls(type(error).__name__, text_of(error))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -66,6 +73,11 @@ class Reason:
             "hint": self.hint,
             "category": self.category,
         }
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, at most TEXT_LIMIT characters."""
+    return (str(error) or repr(error))[:TEXT_LIMIT]
 
 
 class Record:
@@ -338,18 +350,23 @@ def _id_of(entry: Entry) -> int:
 
 
 class Journal:
-    """All that has happened in one life, oldest first; of each kind at most so many of the newest.
+    """All that has happened in one life, oldest first; of each kind at most so many of the newest,
+    and at most so many bytes of words.
 
     One thread writes, any thread reads.
 
     Args:
         limits: the kinds of entries, and how many it keeps of each.
+        words_bytes: what the texts of the entries of one kind take at most, the newest aside.
     """
 
-    def __init__(self, limits: Mapping[enum.StrEnum, int] = LIMITS) -> None:
-        self._entries: dict[enum.StrEnum, deque[Entry]] = {
-            kind: deque(maxlen=limit) for kind, limit in limits.items()
-        }
+    def __init__(
+        self, limits: Mapping[enum.StrEnum, int] = LIMITS, words_bytes: int = WORDS_BYTES
+    ) -> None:
+        self._limits = limits
+        self._words_bytes = words_bytes
+        self._entries: dict[enum.StrEnum, deque[Entry]] = {kind: deque() for kind in limits}
+        self._words = dict.fromkeys(limits, 0)  # bytes
         self.last_id = 0
         self.dropped_id = 0  # up to here something may be missing
 
@@ -357,11 +374,17 @@ class Journal:
         """Writes it down; with `instead`, in place of the newest of its kind."""
         entries = self._entries[kind]
         if instead:
-            entries.pop()
-        elif len(entries) == entries.maxlen:
+            self._words[kind] -= _words_in(entries.pop().record)
+        self._words[kind] += _words_in(record)
+        while entries and self._is_full(kind):
             self.dropped_id = max(self.dropped_id, entries[0].id)
+            self._words[kind] -= _words_in(entries.popleft().record)
         entries.append(Entry(self.last_id + 1, kind, record))
         self.last_id += 1  # last: whoever sees the number finds the entry
+
+    def _is_full(self, kind: enum.StrEnum) -> bool:
+        many = len(self._entries[kind]) >= self._limits[kind]
+        return many or self._words[kind] > self._words_bytes
 
     def since(self, after: int) -> list[Entry]:
         """The entries with a greater id, in the order of their ids."""
@@ -412,6 +435,12 @@ class Reader:
         for entry in self._journal.since(self._seen):
             self._seen = entry.id
             yield entry
+
+
+def _words_in(record: Record) -> int:
+    """What the texts of a record take in memory, in bytes."""
+    values = (getattr(record, known.name) for known in fields(cast("Any", record)))
+    return sum(sys.getsizeof(value) for value in values if type(value) is str)
 
 
 def _between(entries: Sequence[Entry], after: int, last: int) -> Sequence[Entry]:

@@ -11,6 +11,7 @@ import structlog
 from ichat_lifecycle.bounds import Interrupted
 from ichat_lifecycle.errors import TransitionRefused
 from ichat_lifecycle.journal import (
+    TEXT_LIMIT,
     AttemptOutcome,
     AttemptRecord,
     Journal,
@@ -25,6 +26,7 @@ from ichat_lifecycle.journal import (
     StageRecord,
     TransitionRecord,
     changed,
+    text_of,
     verdict_as_dict,
 )
 from ichat_lifecycle.ports import Clock, Notice, Verdict, VerdictKind
@@ -94,7 +96,7 @@ class Recorder:
     def attempt(self, trigger: Trigger, source: State, took_s: float, error: BaseException) -> None:
         """A transition that did not take place, and why."""
         outcome = _outcome_of(error)
-        text = str(error) or type(error).__name__
+        text = str(error)[:TEXT_LIMIT] or type(error).__name__
         record = AttemptRecord(self._clock.now(), trigger, source, outcome, took_s, text)
         self.journal.add(Kind.ATTEMPT, record)
         self.publish()
@@ -111,7 +113,7 @@ class Recorder:
         error: BaseException | None = None,
     ) -> None:
         """A stage of a stop, a restart or a drain has ended."""
-        text = repr(error) if error is not None else None
+        text = repr(error)[:TEXT_LIMIT] if error is not None else None
         record = StageRecord(self._clock.now(), stage, outcome, took_s, ended, text)
         self.journal.add(Kind.STAGE, record)
         self.publish()
@@ -126,7 +128,7 @@ class Recorder:
         error: BaseException | None = None,
     ) -> None:
         """A step of an engine's recovery, or of its replacement."""
-        text = str(error) or repr(error) if error is not None else None
+        text = text_of(error) if error is not None else None
         record = RecoveryRecord(self._clock.now(), step, restarts_left, delay_s, text)
         self.journal.add(Kind.RECOVERY, record)
         self.publish()

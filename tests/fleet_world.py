@@ -18,7 +18,9 @@ from ichat_lifecycle.fleet.member import Member, Surroundings
 from ichat_lifecycle.fleet.ports import Hearer, Plan
 from ichat_lifecycle.fleet.slots import Slots
 from ichat_lifecycle.fleet.states import Stage
+from ichat_lifecycle.fleet.told import Told, Why
 from ichat_lifecycle.journal import Journal
+from ichat_lifecycle.states import State
 from ichat_lifecycle.testing.virtual_time import run_virtual
 
 BOUND_S, READY_S, STOP_S, SOON_S = 1.0, 10.0, 2.0, 0.001
@@ -54,6 +56,7 @@ class FakeProcess:
         self.signals: list[str] = []
         self.renewals = 0
         self.last_words = ""
+        self.token = f"token of {pid}"
         self._tell = tell
         self._began_s = clock()
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -85,7 +88,8 @@ class FakeProcess:
         if self._silent:
             return
         reason = self.course.reason
-        self._tell({"state": state, "reason": {"message": reason} if reason else None})
+        why = Why(message=reason) if reason else None
+        self._tell(Told(state=State(state), reason=why))
 
     def end(self, code: int) -> None:
         for timer in self._timers:

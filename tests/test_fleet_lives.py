@@ -115,4 +115,4 @@ def check(world: World) -> None:
         running = member.process is not None
         assert running == (member.stage in (Stage.STARTING, Stage.SERVING, Stage.STOPPING))
         if member.serving:
-            assert member.told.get("state") in ("READY", "DEGRADED", "STOPPING")
+            assert member.state in ("READY", "DEGRADED", "STOPPING")

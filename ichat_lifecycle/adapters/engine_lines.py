@@ -6,6 +6,7 @@ vLLM begins each line of its log with the process's name, as in "(EngineCore pid
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
 from collections.abc import Iterable
 
@@ -13,6 +14,8 @@ from ichat_lifecycle.log_line import parse
 
 LINES_KEPT = 500  # of each child
 CHILDREN_KEPT = 64  # what comes from more of them counts as "engine"
+# Of all children together: a line may have 16 KiB, and a client may have any name printed.
+BYTES_KEPT = 8 * 2**20
 NOBODY = "engine"  # what C libraries and uncaught errors print carries no name
 
 _SAFE = re.compile(r"[A-Za-z][\w.-]{0,63}")  # a file's name is made of the name
@@ -35,19 +38,38 @@ def sort_by_child(lines: Iterable[str], kept: int = LINES_KEPT) -> dict[str, tup
 _Kept = tuple[int, float, str]  # a number that orders, when it arrived, the line
 
 
+class _Child:
+    """The newest lines of one child, and what they take in memory."""
+
+    def __init__(self, kept: int) -> None:
+        self.lines: deque[_Kept] = deque()
+        self.bytes = 0
+        self._kept = kept
+
+    def append(self, kept: _Kept) -> None:
+        self.lines.append(kept)
+        self.bytes += sys.getsizeof(kept[-1])
+        if len(self.lines) > self._kept:
+            self.drop()
+
+    def drop(self) -> None:
+        """The oldest."""
+        self.bytes -= sys.getsizeof(self.lines.popleft()[-1])
+
+
 class EngineLines:
     """The newest lines of each child: a chatty worker does not push out the others' lines.
 
     One thread appends; any may read.
 
     Args:
-        kept: lines per child.
+        kept: lines per child; all together take at most BYTES_KEPT.
     """
 
     def __init__(self, kept: int = LINES_KEPT) -> None:
         self._kept = kept
         self._count = 0
-        self._children: dict[str, deque[_Kept]] = {}
+        self._children: dict[str, _Child] = {}
 
     def append(self, line: str, at_s: float = 0.0) -> None:
         """Keep a line that arrived at this time, in seconds of any one clock."""
@@ -55,7 +77,12 @@ class EngineLines:
         if name not in self._children and len(self._children) >= CHILDREN_KEPT - 1:
             name = NOBODY
         self._count += 1
-        self._children.setdefault(name, deque(maxlen=self._kept)).append((self._count, at_s, line))
+        if name not in self._children:
+            self._children[name] = _Child(self._kept)
+        self._children[name].append((self._count, at_s, line))
+        # The one with the most loses: others' few lines are worth more.
+        while sum(child.bytes for child in self._children.values()) > BYTES_KEPT:
+            max(self._children.values(), key=lambda child: child.bytes).drop()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -74,4 +101,4 @@ class EngineLines:
 
     def _copies(self) -> dict[str, list[_Kept]]:
         # Copied at one go (in C, with the interpreter's lock): a line may come at any time.
-        return {name: list(kept) for name, kept in list(self._children.items())}
+        return {name: list(child.lines) for name, child in list(self._children.items())}

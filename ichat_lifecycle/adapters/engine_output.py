@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from ichat_lifecycle.adapters.engine_lines import EngineLines
 from ichat_lifecycle.adapters.guardian import prints_into
-from ichat_lifecycle.adapters.line_splitter import LineSplitter
+from ichat_lifecycle.adapters.line_throttle import ThrottledLines
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.standard_streams import ESCAPED
 
@@ -32,6 +32,8 @@ def is_redirected() -> bool:
 
 class EngineOutput:
     """A pipe, a thread that reads it, and the last lines of each process.
+
+    Lines that come too fast are left out (see line_throttle), which the sink is told.
 
     Args:
         sink: gets each line, without its end and without what a terminal would obey, in the
@@ -115,18 +117,25 @@ class EngineOutput:
                 self._stderr.close()
 
     def _read_lines(self) -> None:
-        splitter = LineSplitter()
+        lines = ThrottledLines()
         try:
             while chunk := os.read(self._read_fd, CHUNK):
-                for line in splitter.feed(chunk):
+                now_s = time.monotonic()
+                for line in lines.feed(chunk, now_s):
                     self._take(line)
+                self._report(lines.take_dropped(now_s))
                 # A progress bar ends its line only with its next step.
-                if rest := splitter.rest:
+                if rest := lines.rest:
                     _give(self._peeker, rest)
-            if splitter.rest:
-                self._take(splitter.rest)
+            for line in lines.end():
+                self._take(line)
+            self._report(lines.take_dropped(time.monotonic(), at_end=True))
         finally:
             os.close(self._read_fd)
+
+    def _report(self, dropped: int) -> None:
+        if dropped:
+            _give(self._sink, f"ichat-lifecycle: {dropped} lines were dropped: they came too fast")
 
     def _take(self, line: str) -> None:
         self._lines.append(line, time.monotonic())

@@ -36,6 +36,13 @@ class LineSplitter:
             yield _plain(self._rest[:LINE_LIMIT])
             self._rest = self._rest[LINE_LIMIT:]
 
+    def end(self) -> Iterator[str]:
+        """What has come of the last line, which ends here; nothing where it has ended."""
+        if self.rest:
+            yield self.rest
+        self._decoder.reset()
+        self._rest = ""
+
 
 def _plain(text: str) -> str:
     return plain(text.rstrip("\r"))

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 
-KEPT = 1000  # lines of each worker; a line has at most 16 KiB, and usually 200 bytes
+KEPT = 1000  # lines of each worker
+BYTES_KEPT = 2 * 2**20  # and what they take in memory; a line has usually 200 bytes, at most 64 KiB
+
+
+class _Tail:
+    """The newest lines of one worker; `count` is how many there were."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque()
+        self.count = 0
+        self._bytes = 0
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+        self.count += 1
+        self._bytes += sys.getsizeof(line)
+        while len(self.lines) > KEPT or self._bytes > BYTES_KEPT:
+            self._bytes -= sys.getsizeof(self.lines.popleft())
 
 
 class OutputTail:
     """Written and read on one event loop."""
 
     def __init__(self) -> None:
-        self._lines: defaultdict[str, deque[str]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._tails: defaultdict[str, _Tail] = defaultdict(_Tail)
         self._come = asyncio.Event()
         self._closed = False
 
     def add(self, name: str, line: str) -> None:
-        self._lines[name].append(line)
-        self._counts[name] += 1
+        self._tails[name].add(line)
         self._come.set()
         self._come = asyncio.Event()
 
@@ -31,16 +47,17 @@ class OutputTail:
 
     def last(self, name: str, count: int) -> list[str]:
         """The newest lines of a worker, oldest first."""
-        lines = self._lines.get(name, deque())
-        return list(lines)[max(0, len(lines) - count) :]
+        tail = self._tails.get(name)
+        lines = list(tail.lines) if tail else []
+        return lines[max(0, len(lines) - count) :]
 
     async def follow(self, name: str, count: int) -> AsyncIterator[str]:
         """The same, and each line that comes from then on. What comes too fast is left out."""
-        seen = self._counts[name] - len(self.last(name, count))
+        tail = self._tails[name]
+        seen = tail.count - len(self.last(name, count))
         while True:
             come = self._come  # before the lines are read: nothing is left out
-            new = self._counts[name] - seen
-            seen = self._counts[name]
+            new, seen = tail.count - seen, tail.count
             for line in self.last(name, new):
                 yield line
             if self._closed:

@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from ichat_lifecycle.journal import Snapshot
+from ichat_lifecycle.log_line import plain
 from ichat_lifecycle.states import STARTING_STATES, State
 
 log = structlog.get_logger("ichat_lifecycle")
@@ -34,6 +35,11 @@ FEEDS = 2
 AGAIN_S = 0.05
 
 LIFECYCLE = "X_ICHAT_LIFECYCLE"
+ALIVE = "WATCHDOG"
+# A supervisor takes no more than so many bytes at once. Words are cut to so many characters, so
+# that all of a message fits, whatever it is about.
+DATAGRAM_LIMIT = 32_768
+WORDS_LIMIT = 1000
 
 
 class Notifier:
@@ -88,7 +94,7 @@ class Notifier:
         described = dict(self._describe())
         if described == self._told:
             return
-        lines = {"STATUS": _status(snapshot), LIFECYCLE: json.dumps(described)}
+        lines = {"STATUS": _status(snapshot), LIFECYCLE: _as_json(described)}
         if described["state"] != self._told.get("state"):
             lines |= self._news(snapshot)
         self._told = described
@@ -106,16 +112,16 @@ class Notifier:
 
     def _feed(self) -> None:
         """From the loop that serves: once it does not turn, the manager is not told to wait."""
-        lines = {"WATCHDOG": "1"} if self._watchdog_s else {}
+        lines = {ALIVE: "1"} if self._watchdog_s else {}
         if self._snapshot().state in (*STARTING_STATES, State.STOPPING):
             lines |= _more_time()
-        if lines:
+        if lines or self._unsent:
             self._send(lines)
         pause_s = min(EXTEND_EVERY_S, self._watchdog_s / FEEDS or EXTEND_EVERY_S)
         self._beat = asyncio.get_running_loop().call_later(pause_s, self._feed)
 
     def _send(self, lines: Mapping[str, str]) -> None:
-        """What a busy manager cannot take comes with what is sent next, or a moment later.
+        """What cannot be sent now, as to a busy manager, comes with what is sent next.
 
         A manager that is gone harms nobody.
         """
@@ -127,12 +133,14 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
-                sock.sendto(text.encode(), self._address)
+                # A path may hold bytes that are no text: what is told of it does.
+                sock.sendto(text.encode(errors="replace"), self._address)
         except BlockingIOError:
             self._unsent = lines
             if self._again is None:
                 self._again = asyncio.get_running_loop().call_later(AGAIN_S, self._send_again)
-        except OSError as error:
+        except OSError as error:  # it has gone for a while, or no descriptor is left
+            self._unsent = lines
             if not self._failed:
                 log.warning("service_manager_not_told", error=str(error))
             self._failed = True
@@ -162,6 +170,19 @@ def _watchdog_s(environment: Mapping[str, str]) -> float:
     return 0.0
 
 
+def _as_json(described: Mapping[str, Any]) -> str:
+    """Without characters that JSON would write with six, and in words that have room."""
+    return json.dumps({name: _cut(value) for name, value in described.items()}, ensure_ascii=False)
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain(value[:WORDS_LIMIT]).replace("\n", " ")
+    if isinstance(value, Mapping):
+        return {name: _cut(inner) for name, inner in value.items()}
+    return value
+
+
 def _more_time() -> Mapping[str, str]:
     return {"EXTEND_TIMEOUT_USEC": str(int(EXTEND_BY_S * 1e6))}
 
@@ -173,5 +194,5 @@ def _status(snapshot: Snapshot) -> str:
         fraction = "" if progress.fraction is None else f", {progress.fraction:.0%}"
         return f"{snapshot.state}: {progress.phase}{fraction}"
     if snapshot.reason is not None:
-        return f"{snapshot.state}: {' '.join(snapshot.reason.message.split())}"
+        return f"{snapshot.state}: {' '.join(snapshot.reason.message[:WORDS_LIMIT].split())}"
     return str(snapshot.state)

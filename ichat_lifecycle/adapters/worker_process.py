@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import errno
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from ichat_lifecycle.adapters.line_splitter import LineSplitter
-from ichat_lifecycle.adapters.notify_socket import NotifySocket
+import structlog
+
+from ichat_lifecycle.adapters.line_throttle import ThrottledLines, cost_of
+from ichat_lifecycle.adapters.notify_socket import NotifySockets
 from ichat_lifecycle.adapters.parent import SUPERVISOR_VARIABLE
 from ichat_lifecycle.adapters.sd_notify import (
     SOCKET_VARIABLE,
@@ -21,16 +25,22 @@ from ichat_lifecycle.adapters.sd_notify import (
     WATCHDOG_VARIABLE,
 )
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
+from ichat_lifecycle.config import TOKEN_VARIABLE
 from ichat_lifecycle.environment import METRICS_DIRECTORY
 from ichat_lifecycle.fleet.ports import Hearer, Plan
+
+log = structlog.get_logger("ichat_lifecycle.fleet")
 
 # -P: a file called argparse.py where `up` was started must not be run.
 SERVE = (sys.executable, "-P", "-m", "ichat_lifecycle", "serve")
 _OWN = (FLEET_TOKEN_VARIABLE, WATCHDOG_PID_VARIABLE)  # the supervisor's
 _NO_PIDFD = (errno.ENOSYS, errno.EPERM)  # a kernel before 5.3, a sandbox
 
-CHUNK = 65_536
-CHUNKS = 16  # read at once: a worker that prints without end must not hold up the others
+CHUNK = 16_384
+# A worker that prints without end must not hold up the others, nor take a core: it is read so far
+# at once, and then again after a pause. A pipe that is full is its own trouble.
+TURN_COST, PAUSE_S = 512 * 1024, 0.05
+PIPE_MAX = 1 << 20  # bytes that a pipe may hold at its end
 _ERROR = "ichat-lifecycle: error: "  # begins the last line of a process that has failed
 
 # A worker's name, and a line that it has printed.
@@ -41,9 +51,14 @@ FdOf = Callable[[Plan], int]
 class WorkerProcess:
     """One process, whose end and whose output come by the event loop.
 
+    Nothing that it prints, and no failure of who gets that, keeps its end from being noticed.
+
     Args:
-        on_line: gets each line that it prints, without its end.
+        on_line: gets each line that it prints, without its end; those that come too fast are left
+            out (see line_throttle).
         on_end: called once it has ended and all that it had printed by then has been read.
+        on_dropped: gets the number of lines that were left out, at most every 10 s.
+        token: what commands to its control plane need.
     """
 
     def __init__(
@@ -53,11 +68,17 @@ class WorkerProcess:
         fd: int,
         on_line: Callable[[str], None],
         on_end: Callable[[int], None],
+        on_dropped: Callable[[int], None] = lambda count: None,
+        token: str = "",
     ) -> None:
         self._on_line = on_line
         self._on_end = on_end
-        self._splitter = LineSplitter()
+        self._on_dropped = on_dropped
+        self._lines = ThrottledLines()
+        self._pause: asyncio.TimerHandle | None = None
+        self._failed = False  # who gets what it prints, which is told once
         self.last_words = ""
+        self.token = token
         read_fd, write_fd = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -133,34 +154,80 @@ class WorkerProcess:
 
     def _read(self) -> None:
         """Whatever is there. Its engine's processes may have the other end, too, and outlive it."""
-        for _ in range(CHUNKS):
-            try:
-                chunk = os.read(self._read_fd, CHUNK)
-            except BlockingIOError:
+        spent = 0
+        while spent < TURN_COST:
+            chunk = self._chunk()
+            if chunk is None:
                 return
             if not chunk:
                 self._loop.remove_reader(self._read_fd)
                 return
-            for line in self._splitter.feed(chunk):
-                self._take(line)
+            spent += cost_of(chunk)
+            self._take(chunk)
+        self._loop.remove_reader(self._read_fd)
+        self._pause = self._loop.call_later(PAUSE_S, self._read_on)
 
-    def _take(self, line: str) -> None:
+    def _read_on(self) -> None:
+        self._loop.add_reader(self._read_fd, self._read)
+
+    def _chunk(self) -> bytes | None:
+        """What is there; None where that is nothing now, and empty where nothing comes any more."""
+        try:
+            return os.read(self._read_fd, CHUNK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def _take(self, chunk: bytes) -> None:
+        now_s = self._loop.time()
+        for line in self._lines.feed(chunk, now_s):
+            self._give(line)
+        self._report_dropped(now_s)
+
+    def _give(self, line: str) -> None:
         if line.startswith(_ERROR):
             self.last_words = line.removeprefix(_ERROR)
-        self._on_line(line)
+        self._safely(self._on_line, line)
+
+    def _report_dropped(self, now_s: float, *, at_end: bool = False) -> None:
+        if count := self._lines.take_dropped(now_s, at_end=at_end):
+            self._safely(self._on_dropped, count)
+
+    def _safely(self, hearer: Callable[[Any], None], what: Any) -> None:
+        try:
+            hearer(what)
+        except Exception:
+            if not self._failed:
+                log.exception("line_not_taken", pid=self.pid)
+            self._failed = True
 
     def _ended(self) -> None:
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
-        self._read()
-        if self._splitter.rest:
-            self._take(self._splitter.rest)
         self._loop.remove_reader(self._read_fd)
+        if self._pause is not None:
+            self._pause.cancel()
+        try:
+            self._read_rest()
+        finally:
+            self._reap()
+
+    def _read_rest(self) -> None:
+        left = PIPE_MAX
+        while left > 0 and (chunk := self._chunk()):
+            left -= len(chunk)
+            self._take(chunk)
+        for line in self._lines.end():
+            self._give(line)
+        self._report_dropped(self._loop.time(), at_end=True)
+
+    def _reap(self) -> None:
         os.close(self._read_fd)
         code = self._process.wait()
         if self._pidfd is not None:
             os.close(self._pidfd)
-        self._on_end(code)
+        self._safely(self._on_end, code)
         self._end.set_result(code)
 
 
@@ -170,16 +237,16 @@ class ServeLauncher:
     Args:
         fd_of: the descriptor of the listening socket of a plan.
         on_line: gets what the workers print.
-        token: lets the supervisor command them over their control planes.
+        token: what all of them take as the token of their control planes; "": each has its own.
         command: what a worker is run with; its own words follow.
     """
 
     def __init__(
         self,
-        notify: NotifySocket,
+        notify: NotifySockets,
         fd_of: FdOf,
         on_line: LineSink,
-        token: Mapping[str, str],
+        token: str = "",
         command: Sequence[str] = SERVE,
     ) -> None:
         self._notify = notify
@@ -192,26 +259,34 @@ class ServeLauncher:
         self, plan: Plan, *, accept_from: str, watchdog_s: float, on_news: Hearer
     ) -> WorkerProcess:
         fd = self._fd_of(plan)
+        inbox = self._notify.open(plan.name)
+        token = plan.env.get(TOKEN_VARIABLE) or self._token or secrets.token_urlsafe(24)
         environment = {
-            # In one directory for all, each worker would show the numbers of all.
+            # In one directory of metrics for all, each worker would show the numbers of all.
             **{k: v for k, v in os.environ.items() if k != METRICS_DIRECTORY},
-            **self._token,
             **plan.env,
-            SOCKET_VARIABLE: self._notify.address,
+            SOCKET_VARIABLE: inbox.address,
             SUPERVISOR_VARIABLE: str(os.getpid()),
             WATCHDOG_VARIABLE: str(int(watchdog_s * 1e6)),
+            TOKEN_VARIABLE: token,
         }
         for name in _OWN:
             environment.pop(name, None)
         words = [*plan.argv, "--fd", str(fd), "--accept-from", accept_from]
         if accept_from == "ready":
             words += ["--control-port", "0"]  # the one before still has the other
-        process = WorkerProcess(
-            [*self._command, *words],
-            environment,
-            fd,
-            lambda line: self._on_line(plan.name, line),
-            lambda _: self._notify.forget(process.pid),
-        )
-        self._notify.hear(process.pid, on_news)
+        try:
+            process = WorkerProcess(
+                [*self._command, *words],
+                environment,
+                fd,
+                lambda line: self._on_line(plan.name, line),
+                lambda _: inbox.close(),
+                lambda count: log.warning("lines_dropped", worker=plan.name, count=count),
+                token,
+            )
+        except BaseException:
+            inbox.close()
+            raise
+        inbox.hear(process.pid, on_news)
         return process

@@ -78,14 +78,12 @@ def build_fleet_app(
     events: Events,
     *,
     token: str | None,
-    worker_token: str | None,
     client: httpx.AsyncClient,
 ) -> FastAPI:
     """The app with all routes.
 
     Args:
         token: what POST routes ask for.
-        worker_token: what the workers ask for on theirs.
         client: for what is passed on to the workers.
     """
     app = FastAPI(
@@ -93,7 +91,7 @@ def build_fleet_app(
     )
     app.add_middleware(BodyLimit)
     reads, commands = _Reads(fleet, desk, output, events, client), _Commands(fleet, desk)
-    passing = _Passing(fleet, client, worker_token)
+    passing = _Passing(fleet, client)
     guard = [Depends(TokenGuard(token).check)]
     gets: dict[str, Endpoint] = {
         "/fleet": reads.fleet,
@@ -227,10 +225,9 @@ class _Commands:
 class _Passing:
     """`/fleet/NAME/…` is the worker's own `/…`."""
 
-    def __init__(self, fleet: Fleet, client: httpx.AsyncClient, worker_token: str | None) -> None:
+    def __init__(self, fleet: Fleet, client: httpx.AsyncClient) -> None:
         self._fleet = fleet
         self._client = client
-        self._headers = {"Authorization": f"Bearer {worker_token}"} if worker_token else {}
 
     async def get(self, name: str, path: str, request: Request) -> Response:
         """What the worker's control plane answers, also what does not end."""
@@ -244,8 +241,8 @@ class _Passing:
         self, method: str, name: str, path: str, request: Request, body: bytes
     ) -> Response:
         member = _member(self._fleet, name)
-        url = member.told.get("control_url")
-        if not url:
+        url, process = member.control_url, member.process
+        if url is None or process is None:
             raise HttpError(
                 UNAVAILABLE,
                 "no_control_plane",
@@ -253,7 +250,8 @@ class _Passing:
                 member.reason,
                 headers={"Retry-After": "5"},
             )
-        headers = dict(self._headers) if method == "POST" else {}
+        # This worker's own: wherever a worker sends us, no other one is commanded with it.
+        headers = {"Authorization": f"Bearer {process.token}"} if method == "POST" else {}
         if last := request.headers.get("last-event-id"):
             headers["Last-Event-ID"] = last
         asked = self._client.build_request(

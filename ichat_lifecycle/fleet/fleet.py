@@ -94,13 +94,13 @@ class Fleet:
         return self._exit_code()
 
     async def _something(self) -> None:
-        """Waits for any change. A member that fails in itself ends the whole: it is a bug."""
+        """Waits for any change. A task that fails is a defect, and the end of nothing else."""
         await self._woken.wait()
         self._woken.clear()
         for task in [task for task in self._tasks if task.done()]:
             self._tasks.discard(task)
-            if not task.cancelled():
-                task.result()
+            if not task.cancelled() and (error := task.exception()):
+                log.error("task_failed", task=task.get_name(), exc_info=error)
         self._others = [member for member in self._others if not member.gone]
         await self._close_unused()
 

@@ -1,15 +1,28 @@
-"""What a worker prints, as the supervisor shows it."""
+"""What a worker prints, as the supervisor shows it. Nothing here raises, whatever a line holds."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from ichat_lifecycle.log_line import plain
+from ichat_lifecycle.strict_json import parse_object
+
+SUPERVISOR = "ichat_lifecycle.fleet"  # the logger of our own lines
+_HIDDEN = ("event", "level", "logger", "timestamp", "start_id", "exception", "stack")
+
 
 def json_line(name: str, line: str) -> str:
-    """A worker's line with its name; what is no JSON is wrapped into some."""
+    """A worker's line with its name; what is no JSON is wrapped into some.
+
+    A worker speaks for itself only: it can give neither another's name nor the supervisor's logger.
+    """
     document = _document_in(line) or {"event": line, "logger": "worker"}
-    return json.dumps({"worker": name, **document}, ensure_ascii=False)
+    if str(document.get("logger")).startswith(SUPERVISOR):
+        document["logger"] = "worker"
+    document.pop("worker", None)
+    # Again: JSON can write a control character as \u009b, which looks harmless until here.
+    return plain(json.dumps({"worker": name, **document}, ensure_ascii=False))
 
 
 def bad_line(name: str, line: str) -> str:
@@ -17,14 +30,15 @@ def bad_line(name: str, line: str) -> str:
     document = _document_in(line) or {}
     if document.get("level") not in ("warning", "error", "critical"):
         return ""
-    hidden = ("event", "level", "logger", "timestamp", "start_id", "exception", "stack")
-    fields = " ".join(f"{k}={v}" for k, v in document.items() if k not in hidden and v is not None)
-    return f"{name}: {document['level']}: {document.get('event')} {fields}".rstrip()
+    fields = " ".join(f"{k}={v}" for k, v in document.items() if k not in _HIDDEN and v is not None)
+    text = f"{name}: {document['level']}: {document.get('event')} {fields}"
+    return " ".join(plain(text).split())  # one line: none can be forged
 
 
 def _document_in(line: str) -> dict[str, Any] | None:
+    if not line.lstrip().startswith("{"):
+        return None
     try:
-        document = json.loads(line)
+        return parse_object(line)
     except ValueError:
         return None
-    return document if isinstance(document, dict) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,15 +24,16 @@ from ichat_lifecycle.fleet.ports import (
 )
 from ichat_lifecycle.fleet.slots import Slots
 from ichat_lifecycle.fleet.states import RESTING, Event, Stage, row_for
+from ichat_lifecycle.fleet.told import Told, shortened
 from ichat_lifecycle.journal import Journal
+from ichat_lifecycle.ports import Address
 from ichat_lifecycle.restart_budget import RestartBudget
 from ichat_lifecycle.slept import Silence
 from ichat_lifecycle.states import State
 
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
-Told = Mapping[str, Any]
-
+CAUSE_LIMIT = 2000  # characters of why a process has ended
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -75,7 +76,7 @@ class Member:
         after: those that have to be at rest before its first start.
 
     Attributes:
-        told: what the worker has told last; empty before that, and once it has ended.
+        told: what the worker has told last; None before that, and once it has ended.
         reason: why it is not serving.
         ended_with: the exit code of its last process; None while there was none.
         starts: how many processes there were.
@@ -95,7 +96,7 @@ class Member:
         self.stage = Stage.PENDING
         self.since: datetime = around.clock.now()
         self.since_s = asyncio.get_running_loop().time()
-        self.told: Told = {}
+        self.told: Told | None = None
         self.reason: str | None = None
         self.ended_with: int | None = None
         self.starts = 0
@@ -127,7 +128,18 @@ class Member:
     @property
     def ready(self) -> bool:
         """Whether it serves, and says that it is READY."""
-        return self.serving and self.told.get("state") == State.READY
+        return self.serving and self.state is State.READY
+
+    @property
+    def state(self) -> State | None:
+        """Its own, as it has told it last."""
+        return self.told.state if self.told else None
+
+    @property
+    def control_url(self) -> str | None:
+        """Where its control plane answers: on the host of its plan, whatever it tells; or None."""
+        port = self.told.control_port if self.told else None
+        return Address(self.plan.control.host, port).url if port else None
 
     @property
     def leaving(self) -> bool:
@@ -165,7 +177,7 @@ class Member:
         """The same plan, with something else in the files of its certificate."""
         self.plan = plan
         # One that has told nothing yet has not read them, and a signal would end it.
-        if self.process is not None and self.told:
+        if self.process is not None and self.told is not None:
             self.process.renew_certificate()
 
     def _wake(self) -> None:
@@ -184,11 +196,31 @@ class Member:
             Stage.STOPPED: self._rest,
             Stage.GIVEN_UP: self._rest,
         }
-        while not (self._asked.leave and self.stage in RESTING):
-            await steps[self.stage]()
-        self.gone = True
-        self.settled.set()
-        self.rested.set()
+        try:
+            while not (self._asked.leave and self.stage in RESTING):
+                try:
+                    await steps[self.stage]()
+                except Exception as error:
+                    if self.stage in RESTING:  # nothing is left to end
+                        raise
+                    await self._fail(error)
+        finally:
+            if self.process is not None:
+                self.process.kill()
+            self.gone = True
+            self.settled.set()
+            self.rested.set()
+
+    async def _fail(self, error: Exception) -> None:
+        """A defect of ours is the end of this worker, and of no other: it can be started again."""
+        log.exception("supervision_failed", worker=self.name)
+        cause = f"an internal error: {type(error).__name__}: {error}"
+        code = None
+        if (process := self.process) is not None:
+            process.kill()
+            code = await self._ending(process)
+        self._let_go(code)
+        self._enter(Event.GIVE_UP, shortened(cause, CAUSE_LIMIT), code=code)
 
     async def _news(
         self, timeout_s: float | None = None, *, until: asyncio.Task[Any] | None = None
@@ -238,7 +270,7 @@ class Member:
         self._wake()
 
     def _launch(self) -> None:
-        self.told, self.reason, self.due_s, self._silence = {}, None, None, ""
+        self.told, self.reason, self.due_s, self._silence = None, None, None, ""
         self._asked.again = False
         self.starts += 1
         try:
@@ -262,22 +294,23 @@ class Member:
             self._quiet.heard(asyncio.get_running_loop().time())
         if told is None:
             return
-        before, self.told = self.told.get("state"), told
-        state = told["state"]
-        if state != before:
+        before, self.told = self.state, told
+        if told.state is not before:
             self._note_state(told)
-        if state in (State.STOPPING, State.STOPPED):
+        if told.state in (State.STOPPING, State.STOPPED):
             self._socket.left_by(self)
-        elif state == State.READY or (self._accept_from == "bound" and state != State.PARSED):
+        elif told.state is State.READY or (
+            self._accept_from == "bound" and told.state is not State.PARSED
+        ):
             self._socket.served_by(self)
         self._around.changed()
         self._wake()
 
     def _note_state(self, told: Told) -> None:
-        reason = (told.get("reason") or {}).get("message")
-        record = StateRecord(self._around.clock.now(), self.name, told["state"], reason)
+        state, reason = told.state.value, told.message
+        record = StateRecord(self._around.clock.now(), self.name, state, reason)
         self._around.journal.add(FleetKind.STATE, record)
-        log.info("worker_state", worker=self.name, state=told["state"], reason=reason)
+        log.info("worker_state", worker=self.name, state=state, reason=reason)
 
     async def _watch(self) -> None:
         """STARTING and SERVING: until it serves, ends, or has to."""
@@ -289,7 +322,7 @@ class Member:
             self._ended(await self._ending(process), self._silence or said)
         elif self._asked.stop is not None:
             self._enter(Event.STOP, self._asked.stop)
-        elif self.stage is Stage.STARTING and self.told.get("state") == State.READY:
+        elif self.stage is Stage.STARTING and self.state is State.READY:
             self._around.slots.leave(self._go)
             self._enter(Event.SERVE)
         elif quiet is not None and quiet.too_long(asyncio.get_running_loop().time()):
@@ -316,14 +349,18 @@ class Member:
 
     def _forget_process(self, code: int, said: str) -> str:
         """What it ended with, in words."""
+        why = shortened(said, CAUSE_LIMIT) or (self.told.message if self.told else None)
+        self._let_go(code)
+        how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
+        return f"{how}: {why}" if why else how
+
+    def _let_go(self, code: int | None) -> None:
+        """Of all that a process has, or waits for."""
         self._socket.left_by(self)
         self._around.slots.leave(self._go)
-        self.process, self.ended_with = None, code
-        reason = (self.told.get("reason") or {}).get("message")
-        self.told = {}
-        how = f"killed by signal {-code}" if code < 0 else f"ended with {code}"
-        why = said or reason
-        return f"{how}: {why}" if why else how
+        if code is not None:
+            self.ended_with = code
+        self.process = self.told = self.due_s = None
 
     async def _back_off(self) -> None:
         left_s = (self.due_s or 0.0) - asyncio.get_running_loop().time()

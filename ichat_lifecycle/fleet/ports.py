@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
+from ichat_lifecycle.fleet.told import Told
 from ichat_lifecycle.gpus import GpuId
 
 # A worker has a bound on its stop, and a last resort behind that: after both it is killed.
@@ -84,8 +85,8 @@ class Plan:
         return self.listener, self.control
 
 
-# Gets what a worker tells of itself, see control.view.summary_document; None for a sign of life.
-Hearer = Callable[[Mapping[str, Any] | None], None]
+# Gets what a worker tells of itself; None for a sign of life.
+Hearer = Callable[[Told | None], None]
 
 
 class Process(Protocol):
@@ -115,6 +116,11 @@ class Process(Protocol):
     @property
     def last_words(self) -> str:
         """The error that it ended with, as it has told it; "" where it has told none."""
+        ...
+
+    @property
+    def token(self) -> str:
+        """What commands to its control plane need. Of no use with any other worker."""
         ...
 
 

@@ -73,9 +73,9 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         Event.GIVE_UP,
-        (Stage.STARTING, Stage.SERVING),
+        (Stage.PENDING, Stage.STARTING, Stage.SERVING, Stage.BACKING_OFF, Stage.STOPPING),
         Stage.GIVEN_UP,
-        "it has ended with 2, 66 or 69, or too often",
+        "it has ended with 2, 66 or 69, or too often; or its supervision has failed, a defect",
         "answer 503 on its socket, leave it alone",
     ),
     Row(

@@ -26,7 +26,7 @@ from ichat_lifecycle.adapters.clock import SystemClock
 from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
 from ichat_lifecycle.adapters.host_rules import Host, warn_of_oom
 from ichat_lifecycle.adapters.line_writer import LineWriter
-from ichat_lifecycle.adapters.notify_socket import NotifySocket
+from ichat_lifecycle.adapters.notify_socket import NotifySockets
 from ichat_lifecycle.adapters.output_tail import OutputTail
 from ichat_lifecycle.adapters.signals import StopSignals
 from ichat_lifecycle.adapters.sockets import SocketBinder
@@ -92,7 +92,6 @@ class Supervisor:
         self._bell = Bell()
         self._journal = Journal(LIMITS)
         self._held: dict[str, HeldSocket] = {}
-        self._worker_token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
         self._reloading: asyncio.Task[Mapping[str, Any]] | None = None
         self._hang_ups: set[asyncio.Task[None]] = set()
         self._hung_up_early = False
@@ -122,7 +121,7 @@ class Supervisor:
         if found is None:
             return int(ExitCode.OK)
         self._output = OutputTail()
-        notify = NotifySocket()
+        notify = NotifySockets()
         try:
             fleet = self._fleet = self._make_fleet(found.content, notify)
             async with self._serving(found.content), self._looking():
@@ -146,13 +145,13 @@ class Supervisor:
         log.info("reading", file=self.file)
         return await in_thread(self._read, "reading the file")
 
-    def _make_fleet(self, content: Content, notify: NotifySocket) -> Fleet:
+    def _make_fleet(self, content: Content, notify: NotifySockets) -> Fleet:
         self._content, settings = content, content.fleet
         launcher = ServeLauncher(
             notify,
             lambda plan: self._held[plan.address].fd,
             self._take_line,
-            {TOKEN_VARIABLE: self._worker_token},
+            os.environ.get(TOKEN_VARIABLE, ""),
             self._command,
         )
         self._around = Surroundings(
@@ -245,7 +244,7 @@ class Supervisor:
         return Absence(message, member.stage.value, retry_after_s, headers)
 
     def _retry_after_s(self, member: Member) -> int:
-        expected_s = member.told.get("expected_s")
+        expected_s = member.told.expected_s if member.told else None
         if member.stage is Stage.BACKING_OFF and member.due_s is not None:
             expected_s = member.due_s - self._loop.time() + RETRY_S
         return max(1, min(LONGEST_RETRY_S, math.ceil(expected_s or RETRY_S)))
@@ -329,7 +328,6 @@ class Supervisor:
                 self._output,
                 Events(self._journal, secrets.token_hex(4), self._bell),
                 token=token,
-                worker_token=self._worker_token,
                 client=client,
             )
             async with serving(app, sock):

@@ -11,8 +11,10 @@ import httpx
 from ichat_lifecycle.fleet.fleet import Fleet, summary
 from ichat_lifecycle.fleet.member import Member
 from ichat_lifecycle.fleet.states import Stage
+from ichat_lifecycle.strict_json import parse_object
 
 ASK_TIMEOUT_S = 2.0
+DOCUMENT_LIMIT = 512 * 1024  # bytes of a worker's answer; an honest one has some ten thousand
 
 
 async def fleet_document(fleet: Fleet, file: str, client: httpx.AsyncClient) -> dict[str, Any]:
@@ -42,13 +44,13 @@ def member_document(member: Member) -> dict[str, Any]:
         "stage": member.stage.value,
         "since": member.since.isoformat(),
         "for_s": max(0.0, now_s - member.since_s),
-        "state": told.get("state"),
-        "phase": told.get("phase"),
-        "fraction": told.get("fraction"),
+        "state": told.state.value if told else None,
+        "phase": told.phase if told else None,
+        "fraction": told.fraction if told else None,
         "reason": member.reason,
         "pid": member.process.pid if member.process else None,
         "address": plan.address,
-        "control_url": told.get("control_url"),
+        "control_url": member.control_url,
         "gpu_ids": list(plan.gpu_ids) if plan.gpu_ids is not None else None,
         "starts": member.starts,
         "restarts_left": member.restarts_left,
@@ -64,12 +66,29 @@ def _starts_again_in_s(member: Member) -> float | None:
 
 
 async def _lifecycle(member: Member, client: httpx.AsyncClient) -> Mapping[str, Any] | None:
-    url = member.told.get("control_url")
+    """What it answers, if that is a document, comes in time, and is of a size that one may be."""
+    url = member.control_url
     if not url:
         return None
+    headers = {"Accept-Encoding": "identity"}  # a few bytes could be many
     try:
-        answer = await client.get(f"{url}/lifecycle", timeout=ASK_TIMEOUT_S)
-        document: Mapping[str, Any] = answer.raise_for_status().json()
-    except (httpx.HTTPError, ValueError):
+        async with (
+            asyncio.timeout(ASK_TIMEOUT_S),
+            client.stream(
+                "GET", f"{url}/lifecycle", headers=headers, timeout=ASK_TIMEOUT_S
+            ) as answer,
+        ):
+            answer.raise_for_status()
+            return parse_object(await _body(answer))
+    except (httpx.HTTPError, TimeoutError, ValueError):
         return None
-    return document
+
+
+async def _body(answer: httpx.Response) -> bytes:
+    """As it was sent. Raises ValueError where it is too long."""
+    body = bytearray()
+    async for chunk in answer.aiter_raw():
+        body += chunk
+        if len(body) > DOCUMENT_LIMIT:
+            raise ValueError(f"more than {DOCUMENT_LIMIT} bytes")
+    return bytes(body)

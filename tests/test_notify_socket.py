@@ -1,0 +1,375 @@
+"""Where a supervisor hears its workers: a socket for each, that no stranger and no flood closes."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from waiting import DEADLINE_S
+
+from ichat_lifecycle.adapters import notify_socket, socket_directory
+from ichat_lifecycle.adapters.notify_socket import AT_ONCE, NEWS_BURST, NotifySockets
+from ichat_lifecycle.adapters.sd_notify import DATAGRAM_LIMIT, LIFECYCLE
+from ichat_lifecycle.adapters.socket_directory import PATH_LIMIT, SocketDirectory
+from ichat_lifecycle.fleet.told import Told
+from ichat_lifecycle.states import State
+
+ME = os.getpid()
+# Tells once, from a process of its own.
+TELLER = (
+    "import socket, sys\n"
+    "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    "sock.sendto(sys.argv[2].encode(), sys.argv[1].replace('@', '\\0', 1))"
+)
+
+
+def run(scenario: Callable[[NotifySockets], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        sockets = NotifySockets()
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await scenario(sockets)
+        finally:
+            sockets.close()
+
+    asyncio.run(main())
+
+
+async def become(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def tell(address: str, text: str | bytes) -> None:
+    data = text.encode() if isinstance(text, str) else text
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(data, address.replace("@", "\0", 1))
+
+
+async def tell_in_time(address: str, text: str) -> None:
+    """As a Notifier does: what does not fit yet comes a moment later."""
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            try:
+                sock.sendto(text.encode(), address.replace("@", "\0", 1))
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def tidy_up(path: Path) -> None:
+    path.unlink()
+    path.parent.rmdir()
+
+
+def take_place_of(path: Path) -> None:
+    """As another user could, once it is gone."""
+    path.symlink_to("/tmp")
+
+
+def says(state: str, **more: Any) -> str:
+    return f"{LIFECYCLE}={json.dumps({'state': state, **more})}"
+
+
+def states(heard: list[Told | None]) -> list[str]:
+    return [told.state.value for told in heard if told is not None]
+
+
+# --- who is heard
+
+
+def test_each_worker_has_a_socket_that_only_its_user_reaches() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inboxes = [sockets.open(name) for name in "ab"]
+        one, other = (Path(inbox.address) for inbox in inboxes)
+        assert one != other
+        assert one.parent == other.parent
+        assert stat.S_IMODE(one.parent.stat().st_mode) == 0o700
+        assert len(os.fsencode(one)) <= PATH_LIMIT
+        assert one.is_absolute(), "it is not in the abstract namespace, which anybody reaches"
+        for inbox in inboxes:
+            inbox.close()
+        assert list(one.parent.iterdir()) == []
+        sockets.close()
+        assert not one.parent.exists()
+
+    asyncio.run(with_sockets(scenario))
+
+
+async def with_sockets(scenario: Callable[[NotifySockets], Coroutine[Any, Any, None]]) -> None:
+    await scenario(NotifySockets())
+
+
+def test_only_the_process_of_the_worker_is_heard() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        heard: list[Told | None] = []
+        inbox.hear(ME, heard.append)
+        command = [sys.executable, "-c", TELLER, inbox.address, says("STOPPED")]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+        tell(inbox.address, says("READY"))
+        await become(lambda: states(heard))
+        assert states(heard) == ["READY"], "the other process is none of ours"
+
+    run(scenario)
+
+
+def test_what_was_told_before_its_end_is_heard_before_that() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        heard: list[Told | None] = []
+        inbox.hear(ME, heard.append)
+        tell(inbox.address, says("BOUND"))
+        tell(inbox.address, "WATCHDOG=1")
+        inbox.close()
+        assert states(heard) == ["BOUND"]
+        assert heard[-1] is None
+        with pytest.raises(OSError):
+            tell(inbox.address, says("READY"))
+
+    run(scenario)
+
+
+def test_descriptors_that_come_with_a_message_are_not_kept() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        heard: list[Told | None] = []
+        inbox.hear(ME, heard.append)
+        before = open_files()
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
+        for _ in range(AT_ONCE):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.connect(inbox.address)
+                sock.sendmsg([says("READY").encode()], rights)
+        await become(lambda: states(heard))
+        await asyncio.sleep(0)
+        assert open_files() == before
+
+    run(scenario)
+
+
+# --- nonsense and floods
+
+
+def flooding(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def test_nonsense_is_told_once_and_counted_and_no_sign_of_life() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        heard: list[Told | None] = []
+        inbox.hear(ME, heard.append)
+        with capture_logs() as logs:
+            for text in ("[" * 15_000, '{"state": 5}', "{}"):
+                tell(inbox.address, f"{LIFECYCLE}={text}")
+            tell(inbox.address, says("READY") + "\n" + "x" * DATAGRAM_LIMIT)  # cut by us
+            tell(inbox.address, b"\xff\xfe")
+            inbox.close()
+        assert heard == []
+        first, last = [line for line in logs if line["event"] == "worker_told_nonsense"]
+        assert first["worker"] == last["worker"] == "a"
+        assert first["error"]
+        assert last["count"] == 4
+
+    run(scenario)
+
+
+def test_a_hearer_that_fails_is_told_once_and_called_again() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        calls: list[Told | None] = []
+
+        def fail(told: Told | None) -> None:
+            calls.append(told)
+            raise RuntimeError("a defect")
+
+        inbox.hear(ME, fail)
+        with capture_logs() as logs:
+            for state in ("BOUND", "READY"):
+                tell(inbox.address, says(state))
+            inbox.close()
+        assert states(calls) == ["BOUND", "READY"]
+        assert len([line for line in logs if line["event"] == "hearer_failed"]) == 1
+
+    run(scenario)
+
+
+def test_a_flood_is_slowed_and_what_was_told_last_arrives() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        heard: list[Told | None] = []
+        inbox.hear(ME, heard.append)
+        for number in range(300):
+            await tell_in_time(inbox.address, says("DEGRADED" if number % 2 else "BOUND"))
+        await tell_in_time(inbox.address, says("READY"))
+        await become(lambda: states(heard)[-1:] == ["READY"])
+        assert len(states(heard)) <= NEWS_BURST + 50, "others were left out"
+
+    run(scenario)
+
+
+def test_a_flood_holds_up_no_other_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket is full, and stays so: others' are not."""
+    monkeypatch.setattr(notify_socket, "READS_BURST", 5.0)
+    monkeypatch.setattr(notify_socket, "READS_PER_S", 0.001)
+
+    async def scenario(sockets: NotifySockets) -> None:
+        flooded, calm = sockets.open("a"), sockets.open("b")
+        heard: list[Told | None] = []
+        flooded.hear(ME, lambda _: None)
+        calm.hear(ME, heard.append)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                for number in range(10_000):
+                    sock.sendto(b"WATCHDOG=1", flooded.address)
+                    if not number % 5:
+                        await asyncio.sleep(0)
+        tell(calm.address, says("READY"))
+        await become(lambda: states(heard))
+
+    run(scenario)
+
+
+def test_an_endless_flood_at_its_end_does_not_hold_it_up() -> None:
+    """Children that have outlived it may go on with what it had."""
+    program = (
+        "import socket, sys\n"
+        "print(flush=True)\n"
+        "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "sock.connect(sys.argv[1])\n"
+        "while True: sock.send(b'X' * 1000)\n"
+    )
+
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        command = [sys.executable, "-c", program, inbox.address]
+        with flooding(command) as child:
+            assert child.stdout is not None
+            await asyncio.to_thread(child.stdout.readline)
+            inbox.hear(child.pid, lambda _: None)
+            inbox.close()  # returns
+            child.kill()
+
+    run(scenario)
+
+
+# --- the directory
+
+
+def test_what_a_killed_supervisor_has_left_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import os, socket, tempfile\n"
+        "from ichat_lifecycle.adapters.socket_directory import SocketDirectory\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "directory = SocketDirectory()\n"
+        "socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).bind(str(directory.path / '1'))\n"
+        "print(directory.path, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
+    )
+    left = Path(done.stdout.strip())
+    assert left.parent == tmp_path
+    assert (left / "1").exists()
+    foreign = tmp_path / "ichat-fleet-of-somebody"
+    foreign.symlink_to(left)
+    alive = SocketDirectory()
+    assert not left.exists()
+    assert foreign.is_symlink()
+    other = SocketDirectory()
+    assert alive.path.exists(), "one that lives is left alone"
+    for directory in (alive, other):
+        directory.close()
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_a_long_temporary_directory_gives_way_to_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    directory = SocketDirectory()
+    assert directory.path.parent == Path("/tmp")
+    directory.close()
+    assert list(long.iterdir()) == []
+
+
+def test_without_a_place_for_it_workers_are_heard_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket_directory, "_parents", lambda: iter([Path("/proc/none")]))
+
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        assert inbox.address.startswith("@")
+        heard: list[Told | None] = []
+        inbox.hear(ME, heard.append)
+        tell(inbox.address, says("READY"))
+        await become(lambda: states(heard))
+
+    with capture_logs() as logs:
+        run(scenario)
+    assert [line["event"] for line in logs] == ["notify_not_private"]
+
+
+def test_a_directory_that_is_tidied_up_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot tell anything would be killed for that."""
+    monkeypatch.setattr(notify_socket, "LOOK_S", 0.01)
+
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        heard: list[Told | None] = []
+        inbox.hear(ME, heard.append)
+        path = Path(inbox.address)
+        tidy_up(path)
+        await become(path.exists)
+        tell(inbox.address, says("READY"))
+        await become(lambda: states(heard))
+        tidy_up(path)
+        take_place_of(path.parent)
+        new = sockets.open("b")
+        assert Path(new.address).parent != path.parent
+        assert not (Path("/tmp") / Path(new.address).name).exists()
+        path.parent.unlink()
+
+    with capture_logs():
+        run(scenario)
+
+
+def test_told_is_what_was_told() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        heard: list[Told | None] = []
+        inbox.hear(ME, heard.append)
+        tell(inbox.address, says("SERVING", phase="warming_up", fraction=0.25, expected_s=3))
+        await become(lambda: states(heard))
+        (told,) = [one for one in heard if one is not None]
+        assert (told.state, told.phase) == (State.SERVING, "warming_up")
+        assert (told.fraction, told.expected_s) == (0.25, 3)
+
+    run(scenario)
