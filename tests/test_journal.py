@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ichat_lifecycle.journal import LIMITS, Journal, Kind, PhaseRecord
+from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.journal import LIMITS, TEXT_LIMIT, Journal, Kind, PhaseRecord, Reason
 from ichat_lifecycle.ports import Signs, Verdict, VerdictKind
 from ichat_lifecycle.states import State
 
@@ -89,3 +90,23 @@ def test_an_entry_names_itself_and_its_kind() -> None:
 def test_the_oldest_go_when_there_are_too_many(more: int) -> None:
     turns = [IDLE, BUSY] * ((LIMITS[Kind.VERDICT] + more) // 2)
     assert len(recorded(*turns)) == min(len(turns), LIMITS[Kind.VERDICT])
+
+
+def test_words_are_bounded_in_bytes_and_the_newest_stays() -> None:
+    journal = Journal(words_bytes=10_000)
+    for number in range(100):
+        journal.add(Kind.PHASE, PhaseRecord(AT, f"{number} " + "x" * 1000, None, 0.0))
+    kept = [record.as_dict()["phase"] for record in journal.records(Kind.PHASE)]
+    assert [phase.split()[0] for phase in kept] == [str(n) for n in range(91, 100)]
+    assert journal.dropped_id == 91
+    journal.add(Kind.PHASE, PhaseRecord(AT, "x" * 100_000, None, 0.0))
+    assert len(journal.records(Kind.PHASE)) == 1
+    journal.add(Kind.PHASE, PhaseRecord(AT, "short", None, 0.0), instead=True)
+    journal.add(Kind.PHASE, PhaseRecord(AT, "short", None, 0.0))
+    assert len(journal.records(Kind.PHASE)) == 2
+
+
+def test_a_reason_is_cut() -> None:
+    for error in (ValueError("x" * 10**6), LifecycleError("x" * 10**6, hint="y" * 10**6)):
+        reason = Reason.of(error)
+        assert (len(reason.message), len(reason.hint or "")) <= (TEXT_LIMIT, TEXT_LIMIT)
