@@ -2,7 +2,8 @@
 
 Run as `python fleet_worker.py serve's flags`. By environment variables it does other than usual:
 FLEET_LOAD_S (how long its load takes), FLEET_FAILS (an exit code that it fails its start with),
-FLEET_STREAM_S (how long each of its answers takes), FLEET_CHATTER (how many lines it prints).
+FLEET_STREAM_S (how long each of its answers takes), FLEET_CHATTER (how many lines it prints),
+HOSTILE_TRICKS (see testing.hostile_worker).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s, summary_document
 from ichat_lifecycle.errors import AddressError, ExitCode, LifecycleError, report
+from ichat_lifecycle.testing import hostile_worker
 from ichat_lifecycle.testing.fakes import FakeProbe, FakeWorld
 from ichat_lifecycle.testing.plan import Outcome
 
@@ -205,6 +207,8 @@ class Worker:
 
 
 def main() -> int:
+    if hostile_worker.VARIABLE in os.environ:
+        return hostile_worker.main()
     worker = Worker(sys.argv[1:])
     follow_supervisor(os.environ)
     logs.configure(sys.stderr, as_json=True, scrub=str, level="info")

@@ -14,16 +14,19 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fleet_world import plan
+from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
+from ichat_lifecycle.adapters.line_throttle import BURST, LINE_COST
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.notify_socket import NotifySockets
 from ichat_lifecycle.adapters.output_tail import KEPT, OutputTail
@@ -60,16 +63,18 @@ def open_files() -> int:
 class Started:
     """A program in Python, as a worker is started, and what came of it."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, hearer: Callable[[Any], None] | None = None) -> None:
         self.lines: list[str] = []
         self.codes: list[int] = []
+        self.dropped: list[int] = []
         with socket.create_server((LOOPBACK, 0)) as sock:
             self.process = WorkerProcess(
                 [sys.executable, "-c", program, str(sock.fileno())],
                 os.environ,
                 sock.fileno(),
-                self.lines.append,
-                self.codes.append,
+                hearer or self.lines.append,
+                hearer or self.codes.append,
+                self.dropped.append,
             )
 
 
@@ -92,6 +97,43 @@ def test_the_last_words_of_a_process_that_fails_are_its_error() -> None:
         started = Started(program)
         assert await started.process.wait() == 66
         assert started.process.last_words == "no model; hint: get one"
+
+    run(scenario())
+
+
+def test_a_process_is_reaped_whoever_fails_over_its_lines() -> None:
+    def fail(_: object) -> None:
+        raise RecursionError("a defect")
+
+    async def scenario() -> None:
+        before = open_files()
+        started = Started("print('[' * 15_000); print('one'); print('two', end='')", fail)
+        with capture_logs() as logs:
+            assert await started.process.wait() == 0
+        assert [line["event"] for line in logs] == ["line_not_taken"], "told once"
+        assert open_files() == before
+        with pytest.raises(ProcessLookupError):  # no zombie either
+            os.kill(started.process.pid, 0)
+
+    run(scenario())
+
+
+def test_a_flood_of_lines_is_slowed_and_told_and_its_last_words_come() -> None:
+    async def scenario() -> None:
+        program = (
+            "import os, time\n"
+            "end = time.monotonic() + 1\n"
+            "while time.monotonic() < end: os.write(1, b'\\n' * 65_536)\n"
+            "os.write(1, b'ichat-lifecycle: error: why\\n')"
+        )
+        started = Started(program)
+        busy_s = time.process_time()
+        await started.process.wait()
+        busy_s = time.process_time() - busy_s
+        assert started.process.last_words == "why"
+        assert started.dropped, "it is told"
+        assert len(started.lines) < 2 * BURST / LINE_COST
+        assert busy_s < 10
 
     run(scenario())
 

@@ -260,7 +260,7 @@ class ServeLauncher:
     ) -> WorkerProcess:
         fd = self._fd_of(plan)
         inbox = self._notify.open(plan.name)
-        token = plan.env.get(TOKEN_VARIABLE) or self._token or secrets.token_urlsafe(24)
+        token = plan.env.get(TOKEN_VARIABLE, "").strip() or self._token or secrets.token_urlsafe(24)
         environment = {
             # In one directory of metrics for all, each worker would show the numbers of all.
             **{k: v for k, v in os.environ.items() if k != METRICS_DIRECTORY},
