@@ -249,3 +249,17 @@ def test_a_manager_that_is_gone_is_warned_of_once(tmp_path: Path) -> None:
     with capture_logs() as logs:
         bench.now(state=State.READY)
     assert len(logs) == 1, "it had come back"
+
+
+def test_what_could_not_be_told_for_a_while_comes_with_what_is_told_next(tmp_path: Path) -> None:
+    """Its socket was tidied away, or no descriptor was left."""
+    bench = Bench(str(tmp_path / "notify"))
+    with capture_logs() as logs:
+        bench.now(state=State.READY)
+    assert [line["event"] for line in logs] == ["service_manager_not_told"]
+    manager = Manager(str(tmp_path / "notify"))
+    bench.now(state=State.DEGRADED)
+    (message,) = manager.heard()
+    manager.close()
+    assert message["READY"] == "1"
+    assert json.loads(message[LIFECYCLE])["state"] == "DEGRADED"
