@@ -16,6 +16,7 @@ from waiting import until
 from ichat_lifecycle.adapters.engine_lines import LINES_KEPT
 from ichat_lifecycle.adapters.engine_output import EngineOutput
 from ichat_lifecycle.adapters.line_splitter import LINE_LIMIT
+from ichat_lifecycle.adapters.line_throttle import BURST, LINE_COST
 
 DEADLINE_S = 30
 CHILD = "import sys; print('child out'); print('child err', file=sys.stderr)"
@@ -225,3 +226,19 @@ def test_no_line_is_more_than_a_line(output: EngineOutput, shown: list[str], lin
     """A client's text can be in any: an earlier version read births at the end of a line."""
     print_into(output, f"{line}\n")
     assert shown == [line] == list(output.lines)
+
+
+def test_a_flood_is_cut_and_told_and_its_last_words_come(
+    output: EngineOutput, shown: list[str]
+) -> None:
+    """A client can have anything printed, and as often as it likes."""
+    with output.redirected():
+        for _ in range(400):
+            os.write(2, b"\n" * 65_536)
+        os.write(2, b"RuntimeError: why it ended\n")
+    output.close()
+    until(lambda: output.at_end)
+    assert len(shown) < 2 * BURST / LINE_COST
+    assert "RuntimeError: why it ended" in shown[-2:]
+    assert any(line.endswith("were dropped: they came too fast") for line in shown)
+    assert "RuntimeError: why it ended" in output.lines

@@ -19,7 +19,7 @@ from ichat_lifecycle.adapters.line_throttle import ThrottledLines
 from ichat_lifecycle.adapters.line_writer import LineWriter
 from ichat_lifecycle.adapters.standard_streams import ESCAPED
 
-CHUNK = 65_536
+CHUNK = 16_384
 
 # The engines that are being started: descriptors 1 and 2 lead into the pipe of the last one.
 _redirected: list[EngineOutput] = []
