@@ -1,45 +1,37 @@
-"""Secrets stay out of what people see: by the name of their key, and by their text."""
+"""Secrets stay out of what people see: by the name of their key, by what stands around them in a
+text, and by their own text wherever it stands."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ichat_lifecycle.secret_names import is_secret, words_of
+from ichat_lifecycle.secret_texts import hide_in_text, hide_in_url
+from ichat_lifecycle.secret_values import LENGTH_MIN, KnownValues
+
+__all__ = ["PLACEHOLDER", "SECRET_LENGTH_MIN", "Secrets", "is_secret", "redact"]
+
 PLACEHOLDER = "***"
-SECRET_LENGTH_MIN = 4  # characters; shorter ones would hide half of a log
-ENVIRONMENT = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+SECRET_LENGTH_MIN = LENGTH_MIN
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of snake_case, kebab-case and camelCase
-# Names end with these. Plain `tokens` are counted, a plain `key` sorts.
-_SECRET_NAME = re.compile(
-    r"(?:^|_)(?:auth|authorization|cookie|credentials?|passphrase|passwd|passwords?|secrets?|token"
-    r"|apikeys?|(?:access|api|encryption|master|private|secret|shared|signing)_keys?"
-    r"|(?:access|api|auth|bearer|hf|hub|refresh)_tokens)$"
-)
-# A `token` is a secret, but not those that models read and write; and CORS has a switch.
-_INNOCENT_NAME = re.compile(
-    r"(?:^|_)(?:audio|begin|bos|by|cls|end|eos|first|image|input|last|mask|max|min|next|num|output"
-    r"|pad|per|prompt|sep|special|start|stop|think|time|to|unk|video)_token$"
-    r"|^allow_credentials$"
-)
-# What stands before the @ of a URL.
-_USERINFO = re.compile(r"(?<=://)[^\s/?#\"'<>]+(?=@)")
-
-
-def is_secret(name: str) -> bool:
-    """Whether a key or flag of this name holds a secret: `hf_token` does, `max_tokens` does not."""
-    words = "_".join(_WORD.findall(name)).lower()
-    return bool(_SECRET_NAME.search(words)) and not _INNOCENT_NAME.search(words)
+_WORDS = frozenset({"false", "none", "null", "true"})  # no secrets, whatever key they stand under
+_NAME_KEYS = ("name", "key", "header")  # of an item that has its name and its value beside it
+_NAMES_ONLY = re.compile(r"allow(?:ed)?_(?:headers|credentials)|expose_headers")
+_TEMPLATE = re.compile(r"\{[{%]")  # names in it are those of a program
+_PAIR = re.compile(r"\s*[\w.-]+=([^,;&\s]+)\s*")
+_VALUE_MIN = 8  # characters of a header's value that is secret only by the others around it
 
 
 def redact(value: Any) -> Any:
     """A copy of nested mappings and sequences with each secret replaced by "***".
 
-    Hidden are values under a key that looks secret, those after a flag that does in a list of
-    arguments, and what stands before the @ of a URL. None, booleans and "" are no secrets.
+    Hidden are values under a key that looks secret, those after a flag or a header's name that does
+    in a list, and in texts passwords and parameters of URLs, `name=value`, and credentials. None,
+    booleans and "" are no secrets.
     """
     return _walk(value, lambda _: PLACEHOLDER)
 
@@ -48,45 +40,68 @@ def _walk(value: Any, hide: Callable[[Any], Any]) -> Any:
     if isinstance(value, argparse.Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
-        return {key: _pair(str(key), item, hide) for key, item in value.items()}
+        named = _secret_by_its_name(value)
+        return {
+            key: _pair("secret" if named and key == "value" else str(key), item, hide)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         items = _sequence(value, hide)
         return tuple(items) if isinstance(value, tuple) else items
     return _text(value, hide) if isinstance(value, str) else value
 
 
+def _secret_by_its_name(item: Mapping[Any, Any]) -> bool:
+    """Whether it is such as `{name: HF_TOKEN, value: …}`."""
+    names = (item.get(key) for key in _NAME_KEYS)
+    return any(isinstance(name, str) and is_secret(name) for name in names)
+
+
 def _pair(key: str, value: Any, hide: Callable[[Any], Any]) -> Any:
     if value is None or isinstance(value, bool) or value == "" or not is_secret(key):
-        return _walk(value, hide)
+        return value if _NAMES_ONLY.fullmatch(words_of(key)) else _walk(value, hide)
     return hide(value)
 
 
 def _sequence(items: list[Any] | tuple[Any, ...], hide: Callable[[Any], Any]) -> list[Any]:
+    if _is_named_value(items):
+        return [items[0], hide(items[1])]
     walked = []
-    after_secret_flag = False
+    flag = ""
     for item in items:
-        if isinstance(item, str) and item.startswith("-"):
-            flag, equals, value = item.partition("=")
-            after_secret_flag = not equals and is_secret(flag)
-            walked.append(f"{flag}={_pair(flag, value, hide)}" if equals else item)
-        elif after_secret_flag:
-            # --api-key takes several values: all are hidden, up to the next flag.
-            walked.append(hide(item))
+        if isinstance(item, str) and item.startswith("-") and not _is_number(item):
+            name, equals, value = item.partition("=")
+            flag = "" if equals else name
+            walked.append(f"{name}={_pair(name, value, hide)}" if equals else item)
         else:
-            walked.append(_walk(item, hide))
+            # --api-key takes several values: all are hidden, up to the next flag.
+            walked.append(_pair(flag, item, hide))
     return walked
+
+
+def _is_named_value(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether it is such as `["Authorization", "Bearer …"]`."""
+    words = [item for item in items if isinstance(item, str) and not item.startswith("-")]
+    return len(words) == len(items) == len(("name", "value")) and is_secret(words[0])
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"-[0-9.]+", word) is not None
 
 
 def _text(text: str, hide: Callable[[Any], Any]) -> str:
     if text.lstrip().startswith(("{", "[")):
         try:
             data = json.loads(text)
-        except ValueError:
-            pass
-        else:
             walked = _walk(data, hide)
             return text if walked == data else json.dumps(walked)
-    return _USERINFO.sub(lambda match: str(hide(match[0])), text)
+        except (ValueError, RecursionError):  # none, or of too many levels
+            pass
+    if _TEMPLATE.search(text):
+        return text
+    hide_text: Callable[[str], str] = lambda found: str(hide(found))  # noqa: E731
+    found = hide_in_url(text, hide_text)
+    return hide_in_text(text, hide_text) if found is None else found
 
 
 class Secrets:
@@ -96,40 +111,75 @@ class Secrets:
     """
 
     def __init__(self) -> None:
-        self._known: frozenset[str] = frozenset()
-        self._pattern: re.Pattern[str] | None = None
+        self._known = KnownValues()
 
     def add(self, *texts: str | None) -> None:
         """Adds secrets; those of fewer than 4 characters, and None, are left out."""
-        # Without the white space around them, as they are used (see credentials).
-        bare = {text.strip() for text in texts if isinstance(text, str)}
-        long_enough = {text for text in bare if len(text) >= SECRET_LENGTH_MIN}
-        # A log line in JSON has them escaped.
-        escaped = {json.dumps(text)[1:-1] for text in long_enough}
-        self._known |= long_enough | escaped
-        # The longest first, so that one that begins with another is hidden whole.
-        ordered = sorted(self._known, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        found = [part for text in texts if isinstance(text, str) for part in _parts(text)]
+        self._known = self._known.with_(found)
 
     def collect(self, *values: Any) -> None:
         """Adds what `redact` would hide in parsed arguments, an argv or other nested data."""
-        for value in values:
-            _walk(value, self._remember)
+        self.add(*(secret for value in values for secret in _secrets_in(value)))
 
     def collect_environment(self, environ: Mapping[str, str]) -> None:
-        """Adds the values of VLLM_API_KEY, HF_TOKEN and HUGGING_FACE_HUB_TOKEN."""
-        self.add(*(environ.get(name) for name in ENVIRONMENT))
+        """Adds the values of all variables that look secret, and passwords within the others."""
+        self.collect(dict(environ))
 
-    def _remember(self, value: Any) -> None:
-        if isinstance(value, Mapping):
-            value = list(value.values())
+    def redact(self, value: Any) -> Any:
+        """As `redact`, and without the known secrets, under whatever key they stand."""
+        return self._scrubbed(redact(value))
+
+    def _scrubbed(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._scrubbed(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            for item in value:
-                self._remember(item)
-        elif isinstance(value, str):
-            self.add(value)
+            return type(value)([self._scrubbed(item) for item in value])
+        return self._known.scrub(value, PLACEHOLDER) if isinstance(value, str) else value
 
     def scrub(self, text: str) -> str:
-        """`text` with each known secret replaced by "***"."""
-        pattern = self._pattern
-        return pattern.sub(PLACEHOLDER, text) if pattern else text
+        """`text` with each known secret, and what else looks like one in it, replaced by "***"."""
+        return hide_in_text(self._known.scrub(text, PLACEHOLDER), lambda _: PLACEHOLDER)
+
+
+def scrub_unknown(text: str) -> str:
+    """`Secrets.scrub` of those that are not known: by what stands around them."""
+    return hide_in_text(text, lambda _: PLACEHOLDER)
+
+
+def _secrets_in(value: Any) -> list[str]:
+    """What `redact` would hide."""
+    found: list[str] = []
+
+    def remember(secret: Any) -> str:
+        found.extend(_leaves(secret))
+        return PLACEHOLDER
+
+    _walk(value, remember)
+    return found
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield str(value)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A secret, and those within it: of a name with its password, of headers, of JSON."""
+    if text.strip().lower() in _WORDS:
+        return
+    yield text
+    inner = _secrets_in(text)
+    yield from inner
+    for one in (text, *inner):
+        _, colon, password = one.partition(":")
+        if colon and not any(map(str.isspace, one)) and not password.startswith("//"):
+            yield password
+    pairs = [_PAIR.fullmatch(pair) for pair in text.split(",")]
+    if all(pairs):
+        yield from (pair[1] for pair in pairs if pair and len(pair[1]) >= _VALUE_MIN)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import shlex
+import string
+import time
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ichat_lifecycle.redact import PLACEHOLDER, Secrets, is_secret, redact
 
@@ -34,7 +43,30 @@ SECRET_NAMES = [
     "private_key",
     "Authorization",
     "cookie",
+    "Set-Cookie",
     "credentials",
+    "dsn",
+    "SENTRY_DSN",
+    "jwt",
+    "pwd",
+    "DB_PWD",
+    "db_pass",
+    "PGPASSWORD",
+    "account_key",
+    "AccountKey",
+    "session_key",
+    "sas",
+    "pat",
+    "GITHUB_PAT",
+    "secret_id",
+    "connection_string",
+    "connectionString",
+    "conn_str",
+    "AWS_SESSION_TOKEN",
+    "X-Amz-Security-Token",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "password_hash",
 ]
 
 # All of vLLM 0.27 to 0.32's arguments that a careless pattern would hide, and more of that kind.
@@ -72,6 +104,21 @@ INNOCENT_NAMES = [
     "author",
     "secretary",
     "HF_TOKEN_PATH",
+    "tokens_per_second",
+    "key_cache",
+    "num_kv_heads",
+    "pattern",
+    "path",
+    "passes",
+    "post_grad_custom_post_pass",
+    "--enable-prefix-caching",
+    "PWD",
+    "OLDPWD",
+    "compat",
+    "AWS_ACCESS_KEY_ID",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "secretKeyRef",
+    "cache_key",
     "",
     "123",
 ]
@@ -138,6 +185,23 @@ def test_of_vllms_own_arguments_only_the_secret_ones_are_hidden() -> None:
         ("redis://:p@host and http://a.b/c@d", "redis://***@host and http://a.b/c@d"),
         (["--model=https://t0ken@host/x"], ["--model=https://***@host/x"]),
         ("mail a@b.c",) * 2,
+        ("postgres://u:p/w?r#d@x@h:5/db", "postgres://***@h:5/db"),
+        ("redis://:p q\"r'@h", "redis://***@h"),
+        ("http://[::1]:80/a@b",) * 2,
+        ("https://h/?sig=abc&sv=1", "https://h/?sig=***&sv=1"),
+        ("https://h/?a=1&token=abc&key=2", "https://h/?a=1&token=***&key=***"),
+        ({"headers": ["Authorization: Bearer abc"]}, {"headers": ["Authorization: ***"]}),
+        ([["Authorization", "Bearer abc"]], [["Authorization", "***"]]),
+        ([("x-api-key", "abc"), ("a", "b")], [("x-api-key", "***"), ("a", "b")]),
+        (["-H", "X-Api-Key: abc"], ["-H", "X-Api-Key: ***"]),
+        (["--set", "http.token=abc"], ["--set", "http.token=***"]),
+        (["--hf-token", "-5", "--seed", "-1"], ["--hf-token", "***", "--seed", "-1"]),
+        ({"allowed_headers": ["Authorization", "X-Api-Key"]},) * 2,
+        (["--allowed-headers", '["Authorization", "X-Api-Key"]'],) * 2,
+        ([{"name": "HF_TOKEN", "value": "x"}], [{"name": "HF_TOKEN", "value": "***"}]),
+        ("AccountName=a;AccountKey=b==;Suffix=c", "AccountName=a;AccountKey=***;Suffix=c"),
+        ("host=h password=p dbname=d", "host=h password=*** dbname=d"),
+        ("{% if token == eos_token %}{{ secret: x }}",) * 2,
     ],
 )
 def test_redact(value: Any, expected: Any) -> None:
@@ -158,6 +222,168 @@ def test_scrub_hides_what_was_collected() -> None:
     secrets.add("control", None)
     text = "key-one,key-two from-argv deep user:word hf_env vk-env control model hostname /root"
     assert secrets.scrub(text) == "***,*** *** *** *** *** *** *** model hostname /root"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('GET /v1/m?token=abc&x=1 HTTP/1.1" 200', 'GET /v1/m?token=***&x=1 HTTP/1.1" 200'),
+        ("/go?to=https%3A%2F%2Fh%2F%3Ftoken%3Dabc", "/go?to=https%3A%2F%2Fh%2F%3Ftoken%3D***"),
+        ('{"token": 5, "max_tokens": 7}', '{"token": "***", "max_tokens": 7}'),
+        (r'{"e": "{\"password\": \"a\\\"b\"}"}', r'{"e": "{\"password\": \"***\"}"}'),
+        ("{'api_key': ['a'], 'hf_token': None}", "{'api_key': '***', 'hf_token': None}"),
+        ("got password='abc\u2026", "got password='***"),
+        ("Authorization: Digest a=b, c=d", "Authorization: ***"),
+        ("Cookie: a=b; c=d", "Cookie: ***"),
+        ("sent Bearer abcdefgh", "sent Bearer ***"),
+        ("sent Basic dXNlcjpwYXNz", "sent Basic ***"),
+        ("Basic authentication is off",) * 2,
+        ("no model hf_abcdefghijklmnopqrstuv", "no model ***"),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nab\n-----END",
+            "-----BEGIN RSA PRIVATE KEY-----***-----END",
+        ),
+        ("unexpected token: x",) * 2,
+        ("token == 5",) * 2,
+        ("hf_token=None, api_key=null",) * 2,
+        ("PWD=/srv/models",) * 2,
+        ("http://127.0.0.1:8000/v1/models",) * 2,
+        ("Avg generation throughput: 2.0 tokens/s, key_cache=3, max_tokens: 5",) * 2,
+    ],
+)
+def test_what_nobody_knew_is_found_in_a_text(text: str, expected: str) -> None:
+    """By what stands around it: the secrets of clients are in no file of ours."""
+    assert Secrets().scrub(text) == expected
+
+
+# No quotes and no spaces where the text around would end there.
+TOKENS = st.text(string.ascii_letters + string.digits + "-_.+/=", min_size=8, max_size=60)
+ANYTHING = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"]),
+    min_size=8,
+    max_size=60,
+)
+# How others print what they have been given.
+PRINTED: list[Callable[[str], str]] = [
+    str,
+    repr,
+    json.dumps,
+    lambda secret: json.dumps(secret, ensure_ascii=False),
+    lambda secret: json.dumps({"event": json.dumps([secret])}),
+    lambda secret: json.dumps({"event": repr(secret)}),
+    lambda secret: repr(secret.encode()),
+    lambda secret: f"/v1/models?x={quote(secret, safe='')}",
+    lambda secret: f"/v1/models?x={quote_plus(secret)}&y=1",
+    shlex.quote,
+    html.escape,
+    lambda secret: f"redis://:{secret}@host/0",
+    lambda secret: f"Traceback: ValueError({secret!r})",
+]
+
+
+def worth_hiding(secret: str) -> bool:
+    """No word that the texts around have anyway."""
+    return secret.strip() == secret and len(set(secret)) > len("ab")
+
+
+@pytest.mark.parametrize("printed", PRINTED)
+@given(secret=ANYTHING.filter(worth_hiding))
+def test_a_known_secret_is_found_however_it_is_printed(
+    printed: Callable[[str], str], secret: str
+) -> None:
+    """Nothing of it is left: what is printed around it reads as if it were another one."""
+    secrets = Secrets()
+    secrets.collect({"api_key": secret})
+    shown = secrets.scrub(printed(secret))
+    assert PLACEHOLDER in shown
+    assert secret not in shown
+    assert len(shown) <= len(printed("***")) + len("\\\\''\"\"")
+
+
+@given(
+    secret=st.text(string.ascii_letters + string.digits, min_size=20, max_size=60), data=st.data()
+)
+def test_a_secret_that_was_cut_is_found(secret: str, data: st.DataObject) -> None:
+    """By a limit on a text, or where a long line was split: 12 characters of it are enough."""
+    secrets = Secrets()
+    secrets.add(secret)
+    at = data.draw(st.integers(12, len(secret)))
+    assert secrets.scrub(f"got '{secret[:at]}\u2026'") == "got '***\u2026'"
+    assert secrets.scrub(f"\u2026{secret[-at:]}!") == "\u2026***!"
+
+
+@given(user=st.text(string.ascii_letters, max_size=9), secret=ANYTHING.filter(worth_hiding))
+def test_basic_credentials_are_found(user: str, secret: str) -> None:
+    """In Base64 a password has three forms."""
+    secrets = Secrets()
+    secrets.add(secret)
+    sent = base64.b64encode(f"{user}:{secret}".encode()).decode()
+    assert sent not in secrets.scrub(f"Authorization: Basic {sent}")
+    if len(secret) >= len("twelve or so"):
+        assert sent not in secrets.scrub(f"header={sent}")
+
+
+@given(password=st.text(string.printable.strip() + "\u00fc", min_size=1, max_size=20))
+def test_a_password_of_any_characters_is_hidden_in_a_url(password: str) -> None:
+    """Also such as end a password for others: `/`, `?`, `#` and `@`."""
+    assert redact(f"redis://user:{password}@host/0") == "redis://***@host/0"
+
+
+@given(secret=TOKENS.filter(worth_hiding))
+def test_what_is_within_a_secret_is_one_too(secret: str) -> None:
+    """The header's scheme, the user's name and the other parameters are printed without it."""
+    for value in (f"Bearer {secret}", f"user:{secret}", f"x-corp={secret},authorization=none"):
+        secrets = Secrets()
+        secrets.collect({"OTEL_EXPORTER_OTLP_HEADERS": value})
+        assert secret not in secrets.scrub(f"it is {secret} here")
+    secrets = Secrets()
+    secrets.collect(f"https://user:{secret}@host")
+    assert secret not in secrets.scrub(f"it is {secret} here")
+
+
+def test_words_of_a_secret_that_were_wrapped_are_found() -> None:
+    """Lines for people are wrapped where words end."""
+    secrets = Secrets()
+    secrets.add("correct horse battery staple")
+    assert secrets.scrub("is correct\n    horse battery\n    staple.") == "is ***."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 200_000,
+        " " * 200_000,
+        "\\" * 200_000,
+        "://a:" * 40_000,
+        "token=" * 30_000,
+        "token='" * 30_000,
+        "token='\\" * 30_000,
+        "token=\\'\\\\'" * 20_000,
+        "token=[" * 30_000,
+        '{"a":' * 40_000,
+        "eyJaaaaaaaaaa." * 14_000,
+        "%3Dtoken" * 25_000,
+        "Basic " * 30_000,
+        "-----BEGIN PRIVATE KEY-----" * 7_000,
+        "secret-of-many-letter" * 9_000,
+    ],
+    ids=lambda text: text[:24],
+)
+def test_long_lines_take_time_in_proportion(text: str) -> None:
+    """Strangers write them. A pattern that looks at each place from each other takes minutes."""
+    secrets = Secrets()
+    secrets.add("secret-of-many-letters-" + "x" * 200)
+    began_s = time.process_time()
+    secrets.scrub(text)
+    redact(text)
+    assert time.process_time() - began_s < 5
+
+
+def test_json_of_many_levels_is_a_text_like_any_other() -> None:
+    """An error here would be the end of whoever wanted to show it."""
+    deep = '{"a":' * 5000 + '{"token": "abc"}' + "}" * 5000
+    for levels in (deep, deep[25 * 900 :], "[" * 400 + '{"token":"abc"}' + "]" * 400):
+        assert "abc" not in redact(levels)
 
 
 def test_the_longest_secret_goes_first() -> None:
