@@ -64,7 +64,7 @@ from ichat_lifecycle.credentials import CONTROL_TOKEN_FLAG, header_value
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
 from ichat_lifecycle.ports import Address, Companion, Ports
 from ichat_lifecycle.preflight import scan
-from ichat_lifecycle.redact import Secrets, redact
+from ichat_lifecycle.redact import Secrets
 from ichat_lifecycle.shutdown_timeout import FLAG, overruled, with_shutdown_timeout
 from ichat_lifecycle.vllm_flags import WITHOUT_EFFECT
 
@@ -98,6 +98,7 @@ class Options:
             the user's state directory.
         lines_dropped: how many lines of the log have found no reader, for the metrics.
         fd: an inherited socket that listens already, to serve on instead of host and port.
+        secrets: what is scrubbed out of all that leaves this process; more is added to it.
         accept_when_ready: accept its connections from READY on instead of from BOUND on, because
             somebody else serves them until then.
     """
@@ -120,6 +121,7 @@ class Options:
     known_flags: tuple[str, ...] = ()
     evidence_directory: Path | None = None
     lines_dropped: Callable[[], int] = lambda: 0
+    secrets: Secrets = field(default_factory=Secrets)
     fd: int | None = None
     accept_when_ready: bool = False
 
@@ -169,10 +171,10 @@ class VLLMBackend(LifecycleBackend):
         self._loop_watch = LoopWatch()
         self.start_id = secrets.token_hex(6)
         self._control_bell, self._main_bell = Bell(), Bell()
-        self.secrets = Secrets()
+        self.secrets = self.options.secrets
         self.secrets.collect_environment(os.environ)
         self.secrets.add(self.options.control_token)
-        self.secrets.collect(backend_argv)
+        self.secrets.collect(backend_argv, self.options.gateway)
         self._compose(backend_ready_event)
 
     # --- composition
@@ -288,6 +290,7 @@ class VLLMBackend(LifecycleBackend):
                 self.engine.processes,
                 self.engine.lines_by_child,
             ),
+            scrub=self.secrets.scrub,
         )
 
     def _heartbeat(self) -> Heartbeat | None:
@@ -452,7 +455,7 @@ class VLLMBackend(LifecycleBackend):
     def arguments(self) -> dict[str, Any]:
         """vLLM's arguments that differ from its defaults, secrets redacted."""
         parsed = self._arguments.parsed
-        return dict(redact(parsed.changed)) if parsed else {}
+        return dict(self.secrets.redact(parsed.changed)) if parsed else {}
 
     @property
     def pid(self) -> int:

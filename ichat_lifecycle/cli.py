@@ -46,18 +46,34 @@ def _main(argv: list[str] | None) -> NoReturn:
     # From the first moment on, a signal before anything has started is a clean end.
     signal.signal(signal.SIGTERM, _end_before_start)
     signal.signal(signal.SIGINT, _end_before_start)
-    words = list(map(_as_typed, sys.argv[1:])) if argv is None else argv
+    typed = list(map(_as_typed, sys.argv[1:])) if argv is None else argv
+    words = _with_secret_words(typed)
     with closed_output.flushing():  # what --help has printed
         args, rest = build_parser().parse_known_args(words)
     args.typed = words[1:]  # after the command
+    args.seen = typed[1:]  # in the process list
     if args.command != "serve":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if rest and args.command != "serve":
-        build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        from ichat_lifecycle.redact import redact
+
+        build_parser().error(f"unrecognized arguments: {' '.join(redact(rest))}")
     with closed_output.flushing():
         code = args.run(args, rest)
     sys.exit(code)
+
+
+def _with_secret_words(typed: list[str]) -> list[str]:
+    """With those of a worker that its supervisor has not put into the process list."""
+    if typed[:1] != ["serve"]:
+        return typed
+    from ichat_lifecycle.secret_words import taken
+
+    try:
+        return ["serve", *taken(typed[1:])]
+    except ValueError as error:
+        build_parser().error(str(error))
 
 
 def _end_before_start(number: int, frame: FrameType | None) -> None:
@@ -239,14 +255,19 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
     from ichat_lifecycle import environment
     from ichat_lifecycle.adapters import termination_log
     from ichat_lifecycle.errors import LifecycleError, report
+    from ichat_lifecycle.redact import Secrets
+    from ichat_lifecycle.secret_words import secret_flags
 
+    secrets = Secrets()
     try:
-        notes = environment.prepare(os.environ)
+        secrets.collect_environment(os.environ)
+        secrets.collect(args.typed)
+        notes = [*environment.prepare(os.environ), *environment.visible(secret_flags(args.seen))]
         args = _with_config_file(args.typed, rest)
         settings = _check(args, rest)
     except LifecycleError as error:
-        termination_log.write(error)
-        return report(error)
+        termination_log.write(error, scrub=secrets.scrub)
+        return report(error, scrub=secrets.scrub)
     from ichat_lifecycle.worker import end_process, serve
 
     end_process(serve(args, rest, settings, serve_flags(), notes))

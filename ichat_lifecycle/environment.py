@@ -29,6 +29,10 @@ KEYS = ("VLLM_API_KEY", TOKEN_VARIABLE, FLEET_TOKEN_VARIABLE)
 HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # the library strips them, and takes "" for none
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 UTF8_HINT = "set PYTHONUTF8=1, or a locale of UTF-8: libraries read their own files in it"
+VISIBLE_HINT = (
+    "every user of this machine can read them in the process list: use VLLM_API_KEY, HF_TOKEN and "
+    f"{TOKEN_VARIABLE}, or a file of --config that only this user can read"
+)
 HOME_HINT = (
     "set HOME, or XDG_CACHE_HOME, VLLM_CACHE_ROOT and HF_HOME, to a directory that this user can"
     " write, and that lasts"
@@ -127,6 +131,12 @@ def _key(environ: MutableMapping[str, str], name: str) -> Iterator[Note]:
     if key != given:
         environ[name] = key
         yield stripped(name)
+
+
+def visible(flags: Sequence[str]) -> Iterator[Note]:
+    """The warning that all users of this machine can read the secrets of a command line."""
+    if flags:
+        yield lambda: log.warning("secrets_visible", flags=list(flags), hint=VISIBLE_HINT)
 
 
 def stripped(name: str) -> Note:

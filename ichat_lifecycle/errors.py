@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 
@@ -73,6 +73,14 @@ class LifecycleError(Exception):
         self.hint = hint
         self.root_cause = root_cause
         self.category = category
+
+    def scrub(self, scrub: Callable[[str], str]) -> None:
+        """Takes secrets out of each of its texts."""
+        self.message = scrub(self.message)
+        self.args = (self.message,)
+        self.hint = self.hint and scrub(self.hint)
+        self.root_cause = self.root_cause and scrub(self.root_cause)
+        self.told = [scrub(line) for line in self.told]
 
     def line(self) -> str:
         """The error as the one line that ends a failed run."""
@@ -164,8 +172,17 @@ def exit_code_of(error: BaseException) -> ExitCode:
     return ExitCode.ENGINE_START_FAILED
 
 
-def report(error: BaseException, stream: TextIO | None = None) -> int:
-    """Prints the one line that ends a failed run, to stderr by default; returns the exit code."""
+def report(
+    error: BaseException,
+    stream: TextIO | None = None,
+    scrub: Callable[[str], str] = str,
+) -> int:
+    """Prints the one line that ends a failed run; returns the exit code.
+
+    Args:
+        stream: where to; default: stderr.
+        scrub: takes secrets out of each line; by default nothing is.
+    """
     if isinstance(error, LifecycleError):
         text = error.line()
     else:
@@ -173,6 +190,6 @@ def report(error: BaseException, stream: TextIO | None = None) -> int:
     # Where it cannot be said (a full disk, a closed pipe), the exit code still tells.
     with contextlib.suppress(OSError, ValueError):
         for line in error.told if isinstance(error, LifecycleError) else ():
-            print(line, file=stream or sys.stderr)
-        print(f"ichat-lifecycle: error: {text}", file=stream or sys.stderr, flush=True)
+            print(scrub(line), file=stream or sys.stderr)
+        print(f"ichat-lifecycle: error: {scrub(text)}", file=stream or sys.stderr, flush=True)
     return int(exit_code_of(error))

@@ -68,7 +68,7 @@ class Lifecycle:
     ) -> None:
         self.settings = settings
         self.resources = ResourceStack()
-        self.recorder = Recorder(ports.clock, ready_event or asyncio.Event())
+        self.recorder = Recorder(ports.clock, ready_event or asyncio.Event(), ports.scrub)
         self.reason: Reason | None = None
         self.server_lost = False  # for good: no new engine brings it back
         # Called at once in the asker's own thread: a loop that is blocked hears of no stop.

@@ -321,7 +321,10 @@ class Clock(Protocol):
 
 @dataclass(slots=True)
 class Ports:
-    """All of them, for one lifecycle."""
+    """All of them, for one lifecycle.
+
+    `scrub` takes secrets out of a text that others are to see.
+    """
 
     arguments: Arguments
     binder: Binder
@@ -333,6 +336,7 @@ class Ports:
     companions: tuple[Companion, ...] = ()
     evidence: Evidence | None = None
     random: Callable[[], float] = random.random
+    scrub: Callable[[str], str] = str
 
 
 Release = Callable[[], Awaitable[None]]

@@ -30,6 +30,7 @@ from ichat_lifecycle.journal import (
     verdict_as_dict,
 )
 from ichat_lifecycle.ports import Clock, Notice, Verdict, VerdictKind
+from ichat_lifecycle.scrubbed import scrubbed
 from ichat_lifecycle.states import State, Trigger
 
 log = structlog.get_logger("ichat_lifecycle")
@@ -43,13 +44,17 @@ class Recorder:
 
     Args:
         ready_event: set exactly while the state is READY.
+        scrub: takes secrets out of what is recorded: of everything that others see of a life.
 
     Attributes:
         head_start_s: what the process had taken before run(); it counts as part of the start.
     """
 
-    def __init__(self, clock: Clock, ready_event: asyncio.Event) -> None:
+    def __init__(
+        self, clock: Clock, ready_event: asyncio.Event, scrub: Callable[[str], str] = str
+    ) -> None:
         self._clock = clock
+        self._scrub = scrub
         self._ready = ready_event
         self.journal = Journal()
         self.listeners: list[Callable[[Snapshot], None]] = []
@@ -69,6 +74,8 @@ class Recorder:
 
         Without changes there is news in the journal alone.
         """
+        if changes.get("reason") is not None:
+            changes["reason"] = scrubbed(changes["reason"], self._scrub)
         if changes:
             self.snapshot = changed(self.snapshot, **changes)
         for listener in tuple(self.listeners):
@@ -96,7 +103,7 @@ class Recorder:
     def attempt(self, trigger: Trigger, source: State, took_s: float, error: BaseException) -> None:
         """A transition that did not take place, and why."""
         outcome = _outcome_of(error)
-        text = str(error)[:TEXT_LIMIT] or type(error).__name__
+        text = self._scrub(str(error) or type(error).__name__)[:TEXT_LIMIT]
         record = AttemptRecord(self._clock.now(), trigger, source, outcome, took_s, text)
         self.journal.add(Kind.ATTEMPT, record)
         self.publish()
@@ -113,7 +120,7 @@ class Recorder:
         error: BaseException | None = None,
     ) -> None:
         """A stage of a stop, a restart or a drain has ended."""
-        text = repr(error)[:TEXT_LIMIT] if error is not None else None
+        text = self._scrub(repr(error))[:TEXT_LIMIT] if error is not None else None
         record = StageRecord(self._clock.now(), stage, outcome, took_s, ended, text)
         self.journal.add(Kind.STAGE, record)
         self.publish()
@@ -128,7 +135,7 @@ class Recorder:
         error: BaseException | None = None,
     ) -> None:
         """A step of an engine's recovery, or of its replacement."""
-        text = text_of(error) if error is not None else None
+        text = self._scrub(text_of(error)) if error is not None else None
         record = RecoveryRecord(self._clock.now(), step, restarts_left, delay_s, text)
         self.journal.add(Kind.RECOVERY, record)
         self.publish()
@@ -136,7 +143,7 @@ class Recorder:
 
     def judged(self, verdict: Verdict) -> None:
         """Record what the watchdog has found, and log it: at info where it is news."""
-        before = self.snapshot.last_verdict
+        before, verdict = self.snapshot.last_verdict, scrubbed(verdict, self._scrub)
         self.journal.judged(verdict, self.snapshot.state, self._clock.now())
         self.publish(last_verdict=verdict)
         write = _level_of(verdict, before)
@@ -148,7 +155,7 @@ class Recorder:
         Args:
             instead_of: codes of earlier warnings that are dropped.
         """
-        before = self.snapshot.warnings
+        before, notices = self.snapshot.warnings, scrubbed(notices, self._scrub)
         gone = instead_of | {notice.code for notice in notices}
         kept = tuple(notice for notice in before if notice.code not in gone)
         now = (*kept, *notices)[-WARNINGS_KEPT:]
@@ -177,6 +184,7 @@ class Recorder:
         """In the same step as the change of state: the event, the record, the snapshot."""
         (self._ready.set if dest is State.READY else self._ready.clear)()
         now, old = self._clock.now(), self.snapshot
+        cause = scrubbed(cause, self._scrub)
         record = TransitionRecord(old.seq + 1, trigger, source, dest, now, mono_s, took_s, cause)
         self.journal.add(Kind.TRANSITION, record)
         if trigger in (Trigger.BIND, Trigger.RESTART_ENGINE):

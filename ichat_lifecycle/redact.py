@@ -165,7 +165,7 @@ def _leaves(value: Any) -> Iterator[str]:
     if isinstance(value, list | tuple):
         for item in value:
             yield from _leaves(item)
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+    elif value is not None and not isinstance(value, bool):
         yield str(value)
 
 

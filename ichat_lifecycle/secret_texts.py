@@ -28,18 +28,17 @@ _NAME = re.compile(
     r"(?:(?<![\w.%\[\]-])|(?<=%3[Dd]))(?P<name>(?:[\w.\[\]-]|%(?!3[Dd]))++)"
     r"(?P<quote>\\{0,7}[\"'])?\s{0,2}(?P<separator>=(?!=)|:|%3[Dd])\s{0,2}"
 )
-# To the quote that ends it, or the end of a text that was cut. Within other quotes both have
+# To the quote that ends it, or the end of a line that was cut. Within other quotes both have
 # backslashes of their own.
 _QUOTED = (
-    r"b?(?P<mark>[\"'])(?P<inner>(?:\\.|(?!(?P=mark)).)*+)(?:(?P=mark)|\Z)"
-    r"|b?(?P<marks>\\{1,7}[\"'])(?P<within>(?:(?!(?<!\\)(?P=marks)).)*+)(?:(?P=marks)|\Z)"
+    r"b?(?P<mark>[\"'])(?P<inner>(?:\\.|(?!(?P=mark)).)*+)(?:(?P=mark)|$)"
+    r"|b?(?P<marks>\\{1,7}[\"'])(?P<within>(?:(?!(?<!\\)(?P=marks)).)*+)(?:(?P=marks)|$)"
 )
+_NESTED = r"\[[^\]]{0,1000}+\]|\[[^\]\n]*+|\{[^}]{0,1000}+\}|\{[^}\n]*+"
 _SCHEME = r"(?:(?:ApiKey|Basic|Bearer|Digest|Token)\s{1,2})?"
-_VALUE = re.compile(
-    rf"{_QUOTED}|\[[^\]]*+\]?|\{{[^}}]*+\}}?|{_SCHEME}[^\s&;,\"'<>)\]}}\\]++", re.DOTALL
-)
+_VALUE = re.compile(rf"{_QUOTED}|{_NESTED}|{_SCHEME}[^\s&;,\"'<>)\]}}\\]++", re.MULTILINE)
 # These run on over spaces and commas to the end of the line.
-_HEADER_VALUE = re.compile(rf"{_QUOTED}|\[[^\]]*+\]?|[^\"'\r\n\\]++", re.DOTALL)
+_HEADER_VALUE = re.compile(rf"{_QUOTED}|{_NESTED}|[^\"'\r\n\\]++", re.MULTILINE)
 _TO_THE_END = re.compile(r"(?:^|_)(?:authorization|cookies?)$")
 _NOTHING = re.compile(r"[bu]?[\"']{0,2}(?:None|null|[Tt]rue|[Ff]alse|\*\*\*|\[\]|\{\})?[\"']{0,2}")
 # Before a colon any other single word is prose: "unexpected token: x".

@@ -36,6 +36,7 @@ from ichat_lifecycle.errors import ExitCode, exit_code_of, report
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.lifecycle import Lifecycle
 from ichat_lifecycle.milestones import Milestones
+from ichat_lifecycle.redact import Secrets
 from ichat_lifecycle.start_history import StartHistory, key_of
 from ichat_lifecycle.states import State
 
@@ -64,10 +65,14 @@ def serve(
     """
     stream = logs.own_stderr()
     standard_streams.never_block()
-    backend: VLLMBackend | None = None
+    secrets = Secrets()
+    secrets.collect_environment(os.environ)
+    secrets.collect(vars(framework), backend_argv)
     try:
         backend = VLLMBackend(
-            framework, backend_argv, options=_options(framework, settings, known_flags)
+            framework,
+            backend_argv,
+            options=_options(framework, settings, known_flags, secrets),
         )
         settings = backend.options.settings  # with what vLLM's flags say of them
         with _logging(framework, backend, stream):
@@ -76,15 +81,18 @@ def serve(
             _look_at_host(settings, framework.control_host)
             _run(backend, backend_argv, settings, stream)
     except Exception as error:
-        termination_log.write(error, scrub=backend.secrets.scrub if backend else str)
+        termination_log.write(error, scrub=secrets.scrub)
         # The last line: nobody logs any more.
-        within(LAST_WORDS_S, partial(report, error, stream))
+        within(LAST_WORDS_S, partial(report, error, stream, secrets.scrub))
         return int(exit_code_of(error))
     return int(ExitCode.OK)
 
 
 def _options(
-    given: argparse.Namespace, settings: Settings, known_flags: tuple[str, ...]
+    given: argparse.Namespace,
+    settings: Settings,
+    known_flags: tuple[str, ...],
+    secrets: Secrets,
 ) -> Options:
     return Options(
         settings=settings,
@@ -101,6 +109,7 @@ def _options(
         engine_sink=logs.log_engine_line,
         adopt_loggers=logs.adopt,
         known_flags=known_flags,
+        secrets=secrets,
         fd=given.fd,
         accept_when_ready=given.accept_from == "ready",
         announce=lambda url: log.info("control_plane", url=url),

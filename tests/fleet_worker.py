@@ -3,7 +3,7 @@
 Run as `python fleet_worker.py serve's flags`. By environment variables it does other than usual:
 FLEET_LOAD_S (how long its load takes), FLEET_FAILS (an exit code that it fails its start with),
 FLEET_STREAM_S (how long each of its answers takes), FLEET_CHATTER (how many lines it prints),
-HOSTILE_TRICKS (see testing.hostile_worker).
+HOSTILE_TRICKS (see testing.hostile_worker), FLEET_CARELESS (it prints its environment).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s, summary_document
 from ichat_lifecycle.errors import AddressError, ExitCode, LifecycleError, report
+from ichat_lifecycle.redact import redact
+from ichat_lifecycle.secret_words import taken
 from ichat_lifecycle.testing import hostile_worker
 from ichat_lifecycle.testing.fakes import FakeProbe, FakeWorld
 from ichat_lifecycle.testing.plan import Outcome
@@ -63,7 +65,7 @@ class Worker:
     def __init__(self, argv: list[str]) -> None:
         args, self.arguments_left = build_parser().parse_known_args(["serve", *argv])
         self.model = argv[argv.index("--served-model-name") + 1]
-        self.arguments: Mapping[str, Any] = {"left": self.arguments_left}
+        self.arguments: Mapping[str, Any] = redact({"left": self.arguments_left})
         self.vllm_version = "fake"
         self.pid = os.getpid()
         self.start_id = os.urandom(4).hex()
@@ -209,12 +211,14 @@ class Worker:
 def main() -> int:
     if hostile_worker.VARIABLE in os.environ:
         return hostile_worker.main()
-    worker = Worker(sys.argv[1:])
+    worker = Worker(taken(sys.argv[1:]))
     follow_supervisor(os.environ)
     logs.configure(sys.stderr, as_json=True, scrub=str, level="info")
     StopSignals(worker.ask_to_stop, supervised=is_supervised(os.environ)).install()
     print(json.dumps({"event": "words", "words": worker.arguments_left}), flush=True)
     print("no JSON", flush=True)
+    if "FLEET_CARELESS" in os.environ:
+        print(dict(os.environ), flush=True)
     for _ in range(int(os.environ.get("FLEET_CHATTER", "0"))):
         print("x" * 100, flush=True)
     try:

@@ -39,6 +39,7 @@ from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.models import ServerSettings
 from ichat_lifecycle.fleet.slots import Slots
 from ichat_lifecycle.ports import Address
+from ichat_lifecycle.redact import Secrets
 
 DEADLINE_S = 60
 LOOPBACK = "127.0.0.1"
@@ -63,7 +64,12 @@ def open_files() -> int:
 class Started:
     """A program in Python, as a worker is started, and what came of it."""
 
-    def __init__(self, program: str, hearer: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        program: str,
+        hearer: Callable[[Any], None] | None = None,
+        scrub: Callable[[str], str] = str,
+    ) -> None:
         self.lines: list[str] = []
         self.codes: list[int] = []
         self.dropped: list[int] = []
@@ -71,11 +77,27 @@ class Started:
             self.process = WorkerProcess(
                 [sys.executable, "-c", program, str(sock.fileno())],
                 os.environ,
-                sock.fileno(),
+                [sock.fileno()],
                 hearer or self.lines.append,
                 hearer or self.codes.append,
                 self.dropped.append,
+                scrub=scrub,
             )
+
+
+def test_nobody_gets_the_secrets_that_a_process_prints() -> None:
+    """Neither in its lines, nor in its last words, which are in the journal and the events."""
+    secrets = Secrets()
+    secrets.add("s3cret-value")
+    program = "print('s3cret-value'); print('ichat-lifecycle: error: bad s3cret-value', end='')"
+
+    async def scenario() -> None:
+        started = Started(program, secrets.scrub)
+        await started.process.wait()
+        assert started.lines == ["***", "ichat-lifecycle: error: bad ***"]
+        assert started.process.last_words == "bad ***"
+
+    run(scenario())
 
 
 def test_a_processs_lines_come_before_its_end() -> None:
@@ -202,6 +224,43 @@ def test_a_workers_environment_is_the_supervisors_without_what_is_its_own(
 
     run(scenario())
     assert lines == [str([None, None, "supervisor", "its own"])]
+
+
+def test_secret_words_are_inherited_and_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start has them anew; neither the supervisor nor a child of the worker keeps them."""
+    program = (
+        "import os, subprocess, sys\n"
+        "from ichat_lifecycle.secret_words import taken\n"
+        "seen = open('/proc/self/cmdline').read()\n"
+        "words = taken(sys.argv[1:])\n"
+        "print('s3' + 'cret' in seen, words[:2], '--fd' in words, '--args-fd' in words)\n"
+        "show = 'ls -l /proc/self/fd | grep -c memfd'\n"
+        "print(subprocess.run(['sh', '-c', show], close_fds=False, text=True,"
+        " capture_output=True).stdout.strip())\n"
+    )
+    lines: list[str] = []
+    one = plan("a", secret_argv=("--hf-token", "s3cret"))
+
+    async def scenario() -> None:
+        before = open_files()
+        notify = NotifySockets()
+        with socket.create_server((LOOPBACK, 0)) as sock:
+            launcher = ServeLauncher(
+                notify,
+                lambda _: sock.fileno(),
+                lambda _, line: lines.append(line),
+                command=[sys.executable, "-c", program],
+            )
+            for _ in range(2):
+                worker = launcher.launch(
+                    one, accept_from="start", watchdog_s=60, on_news=lambda news: None
+                )
+                await worker.wait()
+        notify.close()
+        assert open_files() == before
+
+    run(scenario())
+    assert lines == ["False ['--hf-token', 's3cret'] True False", "0"] * 2
 
 
 def test_all_of_much_output_comes() -> None:

@@ -107,7 +107,7 @@ def test_what_is_found_before_the_worker_is_written_too(
 
     monkeypatch.setattr(cli, "_check", fail)
     monkeypatch.setattr(termination_log, "DEFAULT_PATH", file)
-    assert cli._serve(Namespace(typed=[]), []) == 66
+    assert cli._serve(Namespace(typed=[], seen=[]), []) == 66
     assert file.read_text() == "no model"
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from ichat_lifecycle.redact import redact
+
 THREADS_MAX = 500  # of a process; a GPU's driver and OpenMP start hundreds
 
 
@@ -37,7 +39,7 @@ def numbers(pid: int) -> dict[str, Any]:
         return {"pid": pid, "gone": True}
     questions: dict[str, Callable[[], Any]] = {
         "name": process.name,
-        "cmdline": lambda: " ".join(process.cmdline()),
+        "cmdline": lambda: " ".join(redact(process.cmdline())),
         "status": process.status,
         "parent": process.ppid,
         "started_at": process.create_time,

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -28,6 +28,7 @@ from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
 from ichat_lifecycle.config import TOKEN_VARIABLE
 from ichat_lifecycle.environment import METRICS_DIRECTORY
 from ichat_lifecycle.fleet.ports import Hearer, Plan
+from ichat_lifecycle.secret_words import ARGS_FD, hand_over
 
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
@@ -54,8 +55,10 @@ class WorkerProcess:
     Nothing that it prints, and no failure of who gets that, keeps its end from being noticed.
 
     Args:
+        fds: what it inherits, by the same numbers.
         on_line: gets each line that it prints, without its end; those that come too fast are left
             out (see line_throttle).
+        scrub: takes secrets out of each line before anybody gets it.
         on_end: called once it has ended and all that it had printed by then has been read.
         on_dropped: gets the number of lines that were left out, at most every 10 s.
         token: what commands to its control plane need.
@@ -65,13 +68,15 @@ class WorkerProcess:
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
-        fd: int,
+        fds: Sequence[int],
         on_line: Callable[[str], None],
         on_end: Callable[[int], None],
         on_dropped: Callable[[int], None] = lambda count: None,
         token: str = "",
+        scrub: Callable[[str], str] = str,
     ) -> None:
         self._on_line = on_line
+        self._scrub = scrub
         self._on_end = on_end
         self._on_dropped = on_dropped
         self._lines = ThrottledLines()
@@ -87,7 +92,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=write_fd,
                 stderr=write_fd,
-                pass_fds=[fd],
+                pass_fds=fds,
                 # Ctrl-C is for the supervisor, which stops its workers itself. No session: sessions
                 # share the cores as wholes (autogroups).
                 process_group=0,
@@ -186,6 +191,7 @@ class WorkerProcess:
         self._report_dropped(now_s)
 
     def _give(self, line: str) -> None:
+        line = self._scrub(line)
         if line.startswith(_ERROR):
             self.last_words = line.removeprefix(_ERROR)
         self._safely(self._on_line, line)
@@ -231,6 +237,19 @@ class WorkerProcess:
         self._end.set_result(code)
 
 
+@contextlib.contextmanager
+def _handed_over(words: Sequence[str]) -> Iterator[list[int]]:
+    """While it lasts, a descriptor with these words, to be inherited; none for no words."""
+    if not words:
+        yield []
+        return
+    fd = hand_over(words)
+    try:
+        yield [fd]
+    finally:
+        os.close(fd)
+
+
 class ServeLauncher:
     """Starts workers (fleet.ports.Launcher).
 
@@ -239,6 +258,7 @@ class ServeLauncher:
         on_line: gets what the workers print.
         token: what all of them take as the token of their control planes; "": each has its own.
         command: what a worker is run with; its own words follow.
+        scrub: takes secrets out of what the workers print.
     """
 
     def __init__(
@@ -248,8 +268,10 @@ class ServeLauncher:
         on_line: LineSink,
         token: str = "",
         command: Sequence[str] = SERVE,
+        scrub: Callable[[str], str] = str,
     ) -> None:
         self._notify = notify
+        self._scrub = scrub
         self._fd_of = fd_of
         self._on_line = on_line
         self._token = token
@@ -276,15 +298,18 @@ class ServeLauncher:
         if accept_from == "ready":
             words += ["--control-port", "0"]  # the one before still has the other
         try:
-            process = WorkerProcess(
-                [*self._command, *words],
-                environment,
-                fd,
-                lambda line: self._on_line(plan.name, line),
-                lambda _: inbox.close(),
-                lambda count: log.warning("lines_dropped", worker=plan.name, count=count),
-                token,
-            )
+            with _handed_over(plan.secret_argv) as secret_fds:
+                secret = [word for one in secret_fds for word in (ARGS_FD, str(one))]
+                process = WorkerProcess(
+                    [*self._command, *secret, *words],
+                    environment,
+                    [fd, *secret_fds],
+                    lambda line: self._on_line(plan.name, line),
+                    lambda _: inbox.close(),
+                    lambda count: log.warning("lines_dropped", worker=plan.name, count=count),
+                    token,
+                    self._scrub,
+                )
         except BaseException:
             inbox.close()
             raise

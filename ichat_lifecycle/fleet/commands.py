@@ -13,6 +13,7 @@ from ichat_lifecycle.fleet.engine_words import NoEngineError
 from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.plans import read_plans
 from ichat_lifecycle.fleet.schema import file_schema
+from ichat_lifecycle.redact import Secrets
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -24,9 +25,16 @@ def _reported(command: Command) -> Command:
         try:
             return command(args)
         except LifecycleError as error:
-            return report(error)
+            return report(error, scrub=_scrub())
 
     return run
+
+
+def _scrub() -> Callable[[str], str]:
+    """Takes secrets of the environment out of a text, and what looks like one."""
+    secrets = Secrets()
+    secrets.collect_environment(os.environ)
+    return secrets.scrub
 
 
 @_reported
@@ -44,7 +52,7 @@ def check(args: argparse.Namespace) -> int:
         print(f"{args.file}: the rest is fine, but vLLM's arguments are not checked: {error}")
         return 0
     for doubt in found.doubts:
-        print(doubt.told(args.file), file=sys.stderr)
+        print(_scrub()(doubt.told(args.file)), file=sys.stderr)
     for plan in found.plans:
         gpus = "" if plan.gpu_ids is None else f", GPU {', '.join(map(str, plan.gpu_ids))}"
         print(f"{plan.name}: {plan.model} on {plan.address}{gpus}")

@@ -24,8 +24,9 @@ from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.load import Fleet, Planned, load, wrong
 from ichat_lifecycle.fleet.models import WorkerConfig
 from ichat_lifecycle.fleet.ports import KILL_MARGIN_S, Plan
-from ichat_lifecycle.redact import is_secret
+from ichat_lifecycle.redact import Secrets, is_secret
 from ichat_lifecycle.scalars import is_null
+from ichat_lifecycle.secret_words import apart
 
 # What a Gateway's log level is to a worker; anything else is `info`.
 _LEVELS = {
@@ -136,6 +137,8 @@ def _environment(worker: Planned) -> Mapping[str, str]:
 
 def _problems(worker: Planned, answer: Answer, document: Document) -> Iterator[Problem]:
     name = worker.config.shown_name
+    secrets = Secrets()
+    secrets.collect(worker.config.vllm, worker.config.env)
     for one in answer.wrong:
         key = one.key or _key_in(one.message, worker)
         what = f"{name}: {key}: {one.message}" if one.key else f"{name}: {one.message}"
@@ -145,7 +148,7 @@ def _problems(worker: Planned, answer: Answer, document: Document) -> Iterator[P
             hint = None
             if not one.at:
                 what = f"{name}: {key}: vLLM's parser does not take its value"  # it says which
-        yield Problem(document.place(at), what, hint)
+        yield Problem(document.place(at), secrets.scrub(what), hint and secrets.scrub(hint))
 
 
 def _key_in(message: str, worker: Planned) -> str:
@@ -160,7 +163,7 @@ def _key_in(message: str, worker: Planned) -> str:
 
 def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
     config = worker.config
-    argv = (*_engine_argv(config), *_our_argv(worker, fleet), *answer.words)
+    argv, secret_argv = apart((*_engine_argv(config), *_our_argv(worker, fleet), *answer.words))
     certificate, key = (_path(config.vllm.get(f"ssl_{name}file")) for name in ("cert", "key"))
     return Plan(
         name=config.shown_name,
@@ -170,6 +173,7 @@ def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
         uds=_path(config.vllm.get("uds")),
         control=control_of(worker, fleet),
         argv=argv,
+        secret_argv=secret_argv,
         env=_environment(worker),
         stop_bound_s=_longest_stop_s(worker),
         replace=config.replace,

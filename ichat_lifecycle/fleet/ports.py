@@ -43,7 +43,8 @@ class Plan:
 
     Attributes:
         host, port, uds: where its main port listens; `uds` is the path of a Unix socket instead.
-        argv: what `serve` gets, without --fd.
+        argv: what `serve` gets, without --fd and what is secret.
+        secret_argv: words that are not to stand in the process list.
         env: variables besides the supervisor's own.
         stop_bound_s: after which a stop is a failure of the worker's own deadlines.
         control: where its control plane listens.
@@ -59,8 +60,9 @@ class Plan:
     host: str
     port: int
     argv: tuple[str, ...]
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
     stop_bound_s: float
+    secret_argv: tuple[str, ...] = field(default=(), repr=False)
     uds: str | None = None
     control: Listener = Listener()
     certificate: tuple[str, str | None] | None = None

@@ -54,6 +54,7 @@ from ichat_lifecycle.fleet.token import kept_token
 from ichat_lifecycle.fleet.view import fleet_document
 from ichat_lifecycle.journal import Journal
 from ichat_lifecycle.ports import Address
+from ichat_lifecycle.redact import Secrets
 
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
@@ -70,6 +71,7 @@ class Supervisor:
         file: that is read again by a reload.
         read: reads it: what it says, and the plans that it comes to.
         stream: where the workers' lines go.
+        hidden: what is scrubbed out of all lines and errors; what the file has is added to it.
         board: what people look at: of the lines they get only what is bad. None: there is none.
         command: what a worker is run with.
     """
@@ -80,18 +82,21 @@ class Supervisor:
         read: Reader,
         stream: logs.Writable,
         *,
+        hidden: Secrets | None = None,
         board: FleetBoard | None = None,
         command: Sequence[str] = SERVE,
     ) -> None:
         self._path = file
         self._read = read
         self._stream = stream
+        self._hidden = hidden or Secrets()
         self._board = board
         self._shown = json_line if board is None else bad_line
         self._command = command
         self._bell = Bell()
         self._journal = Journal(LIMITS)
         self._held: dict[str, HeldSocket] = {}
+        self._hidden.add(os.environ.get(TOKEN_VARIABLE))
         self._reloading: asyncio.Task[Mapping[str, Any]] | None = None
         self._hang_ups: set[asyncio.Task[None]] = set()
         self._hung_up_early = False
@@ -143,7 +148,11 @@ class Supervisor:
 
     async def _read_file(self) -> Reading:
         log.info("reading", file=self.file)
-        return await in_thread(self._read, "reading the file")
+        found = await in_thread(self._read, "reading the file")
+        self._hidden.add(found.content.fleet.token)
+        for plan in found.plans:
+            self._hidden.collect(plan.env, plan.secret_argv)
+        return found
 
     def _make_fleet(self, content: Content, notify: NotifySockets) -> Fleet:
         self._content, settings = content, content.fleet
@@ -153,6 +162,7 @@ class Supervisor:
             self._take_line,
             os.environ.get(TOKEN_VARIABLE, ""),
             self._command,
+            self._hidden.scrub,
         )
         self._around = Surroundings(
             launcher,
@@ -268,6 +278,7 @@ class Supervisor:
             record = self._running.change(found.plans)
         except Exception as error:
             known = error if isinstance(error, LifecycleError) else LifecycleError(repr(error))
+            known.scrub(self._hidden.scrub)
             now = SystemClock().now()
             self._journal.add(FleetKind.RELOAD, ReloadRecord(now, error=known.line()))
             self._bell.ring()
@@ -312,6 +323,7 @@ class Supervisor:
         url = binder.bound.url if binder.bound else ""
         try:
             with kept_token(settings.token or os.environ.get(FLEET_TOKEN_VARIABLE)) as token:
+                self._hidden.add(token)
                 async with self._answering(sock, token):
                     name_this_thread(FLEET_THREAD)
                     log.info("fleet", url=url, file=self.file, pid=os.getpid())
@@ -391,7 +403,9 @@ def up(
         lines = LineWriter(target, lambda count: log.warning("lines_dropped", count=count))
         stack.callback(lines.close)
         level = "info" if board is None else "warning"  # what goes well is in the table
-        logs.configure(lines, as_json=board is None, scrub=str, level=level)
+        hidden = Secrets()
+        hidden.collect_environment(os.environ)
+        logs.configure(lines, as_json=board is None, scrub=hidden.scrub, level=level)
         environment.log_all(notes)
         warn_of_oom(Host())
         # A server begins and ends there with each absence of a worker.
@@ -400,6 +414,7 @@ def up(
             file,
             read or (lambda: read_plans(file, os.environ, gateway=gateway)),
             lines,
+            hidden=hidden,
             board=board,
             command=command,
         )
