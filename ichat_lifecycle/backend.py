@@ -209,7 +209,10 @@ class VLLMBackend(LifecycleBackend):
             lambda: self.options.lines_dropped(),  # noqa: PLW0108  # it is set later
         )
         self._traces = Traces(
-            self.lifecycle.journal, self._traces_endpoint, lambda: {"model": self.model}
+            self.lifecycle.journal,
+            self._traces_endpoint,
+            lambda: {"model": self.model},
+            scrub=self.secrets.scrub,
         )
         self._samples = Samples(self.lifecycle.journal)
         counters = (self._metrics.count, self._samples.note, self._traces.changed)

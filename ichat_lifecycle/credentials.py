@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from ichat_lifecycle.errors import ArgumentsError
 
 API_KEY_FLAG = "--api-key"
+HUB_TOKEN_FLAG = "--hf-token"
 CONTROL_TOKEN_FLAG = "--control-token"
 
 HINT = "printf '%s' KEY > FILE writes a key without the newline that echo appends"
@@ -51,18 +52,19 @@ def check_flags(control_token: str | None, argv: Sequence[str]) -> None:
         ArgumentsError: as header_value().
     """
     header_value(CONTROL_TOKEN_FLAG, control_token or "")
-    for key in _api_keys(argv):
-        header_value(API_KEY_FLAG, key)
+    for flag in (API_KEY_FLAG, HUB_TOKEN_FLAG):
+        for key in _values(flag, argv):
+            header_value(flag, key)
 
 
-def _api_keys(argv: Sequence[str]) -> Iterator[str]:
-    """The values of --api-key, of which it takes several, up to the next flag."""
+def _values(wanted: str, argv: Sequence[str]) -> Iterator[str]:
+    """The values of a flag, of which it may take several, up to the next flag."""
     inside = False
     for word in argv:
         if word.startswith("-"):
             flag, equals, value = word.partition("=")
-            inside = flag.replace("_", "-") == API_KEY_FLAG and not equals
-            if flag.replace("_", "-") == API_KEY_FLAG and equals:
+            inside = flag.replace("_", "-") == wanted and not equals
+            if flag.replace("_", "-") == wanted and equals:
                 yield value
         elif inside:
             yield word

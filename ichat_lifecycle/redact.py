@@ -13,7 +13,15 @@ from ichat_lifecycle.secret_names import is_secret, words_of
 from ichat_lifecycle.secret_texts import hide_in_text, hide_in_url
 from ichat_lifecycle.secret_values import LENGTH_MIN, KnownValues
 
-__all__ = ["PLACEHOLDER", "SECRET_LENGTH_MIN", "Secrets", "is_secret", "redact"]
+__all__ = [
+    "PLACEHOLDER",
+    "SECRET_LENGTH_MIN",
+    "Secrets",
+    "is_secret",
+    "redact",
+    "scrub_unknown",
+    "secrets_in",
+]
 
 PLACEHOLDER = "***"
 SECRET_LENGTH_MIN = LENGTH_MIN
@@ -120,7 +128,7 @@ class Secrets:
 
     def collect(self, *values: Any) -> None:
         """Adds what `redact` would hide in parsed arguments, an argv or other nested data."""
-        self.add(*(secret for value in values for secret in _secrets_in(value)))
+        self.add(*(secret for value in values for secret in secrets_in(value)))
 
     def collect_environment(self, environ: Mapping[str, str]) -> None:
         """Adds the values of all variables that look secret, and passwords within the others."""
@@ -147,8 +155,8 @@ def scrub_unknown(text: str) -> str:
     return hide_in_text(text, lambda _: PLACEHOLDER)
 
 
-def _secrets_in(value: Any) -> list[str]:
-    """What `redact` would hide."""
+def secrets_in(value: Any) -> list[str]:
+    """What `redact` would hide in a value, such as a text, an argv or a mapping."""
     found: list[str] = []
 
     def remember(secret: Any) -> str:
@@ -174,7 +182,7 @@ def _parts(text: str) -> Iterator[str]:
     if text.strip().lower() in _WORDS:
         return
     yield text
-    inner = _secrets_in(text)
+    inner = secrets_in(text)
     yield from inner
     for one in (text, *inner):
         _, colon, password = one.partition(":")

@@ -453,7 +453,7 @@ def test_a_worker_that_a_far_gateway_cannot_reach_is_a_doubt(
         "server_settings: {gateway_address: 'http://u:word@gateway.example:4000'}\n"
         f"managed_workers:\n- {{{WORKER}, {worker}}}"
     )
-    (doubt,) = reading(text).doubts
+    doubt, *_ = reading(text).doubts  # the file is readable by all, too
     assert doubt.told(Path("f")).startswith(f"f:{place}: warning: a: the Gateway http://***@gate")
     assert f"cannot reach {shown} (host: 0.0.0.0, or advertise_host: " in doubt.told(Path("f"))
 
@@ -758,3 +758,60 @@ def command(*argv: str) -> int:
 def test_gpu_ids_too_deep_for_the_json_parser_are_a_clear_error() -> None:
     with pytest.raises(ValueError, match="GPU numbers or UUIDs"):
         parse_gpu_ids("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('api_key: "s3\\ncret"', "a: api_key cannot be sent"),
+        ('api_key: [fine, "s3cr\u00e9t"]', "a: api_key cannot be sent"),
+        ('hf_token: "s3\\tcret"', "a: hf_token cannot be sent"),
+        ("env: {HF_TOKEN: s3cr\u00e9t}", "a: env: HF_TOKEN cannot be sent"),
+        (
+            'env: {ICHAT_LIFECYCLE_CONTROL_TOKEN: " "}',
+            "a: env: ICHAT_LIFECYCLE_CONTROL_TOKEN holds",
+        ),
+    ],
+)
+def test_a_key_that_cannot_be_sent_is_wrong_and_not_shown(line: str, what: str) -> None:
+    text = f"managed_workers:\n- model_name: a\n  model_path: ./m\n  port: 1\n  {line}\n"
+    with pytest.raises(BadFileError) as caught:
+        reading(text)
+    (told,) = caught.value.told
+    assert f":5:{3 if 'env' not in line else 9}: {what}" in told
+    assert "cr\u00e9t" not in told
+    assert "cret" not in told
+
+
+def test_a_fleets_token_that_cannot_be_sent_is_wrong_and_not_shown() -> None:
+    worker = "managed_workers: [{model_name: a, model_path: ./m, port: 1}]"
+    with pytest.raises(BadFileError) as caught:
+        reading(f'fleet: {{token: "s3\\ncret"}}\n{worker}')
+    (told,) = caught.value.told
+    assert ":1:9: fleet: token cannot be sent" in told
+    assert "cret" not in told
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+@pytest.mark.parametrize("line", ["hf_token: hf-literal", "hf_token: '${HF}'", "seed: 12345"])
+def test_secrets_in_a_file_that_all_can_read_are_a_doubt(mode: int, line: str) -> None:
+    path = Path("configs.yaml")
+    path.write_text(f"managed_workers: [{{model_name: a, model_path: ./m, port: 1, {line}}}]")
+    path.chmod(mode)
+    found = [doubt.told(path) for doubt in read_plans(path, {"HF": "hf-secret"}, ask).doubts]
+    assert ("there are secrets in it" in "".join(found)) == (mode == 0o644 and "hf-literal" in line)
+
+
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        ("hf_token: hf-secret-1", "--hf-token"),
+        ("api_key: [hf-secret-1, hf-secret-2]", "--api-key"),
+        ("gateway_address: 'http://me:hf-secret-1@127.0.0.1:1'", "--gateway-address http://me:"),
+        ("kv_transfer_config: {token: hf-secret-1}", "--kv-transfer-config"),
+    ],
+)
+def test_no_secret_is_a_word_that_everybody_can_read(line: str, secret: str) -> None:
+    plan = planned(f", {line}")
+    assert "hf-secret" not in " ".join(plan.argv) + repr(plan)
+    assert secret in " ".join(plan.secret_argv)

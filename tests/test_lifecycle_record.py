@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,15 +31,50 @@ from ichat_lifecycle.errors import (
     StopDeadlineError,
     TransitionRefused,
 )
-from ichat_lifecycle.journal import Kind, Snapshot
+from ichat_lifecycle.journal import Kind, Snapshot, StageOutcome
 from ichat_lifecycle.lifecycle import Lifecycle
-from ichat_lifecycle.ports import Fault, Signs, Verdict, VerdictKind
+from ichat_lifecycle.ports import Fault, Notice, Signs, Verdict, VerdictKind
+from ichat_lifecycle.redact import Secrets
 from ichat_lifecycle.states import State, Trigger
 from ichat_lifecycle.testing.fakes import FakeWorld, say
 from ichat_lifecycle.testing.plan import Outcome
 from ichat_lifecycle.testing.virtual_time import run_virtual
 
 # --- what is told of a life
+
+
+def test_no_secret_is_recorded_of_a_life() -> None:
+    """Whatever an engine's words and our own errors quote: all that others see comes from here."""
+    secrets = Secrets()
+    secrets.add("s3cret-value")
+    words = "got s3cret-value", "caused by s3cret-value", "no s3cret-value"
+    error = StartError(words[0], root_cause=words[1], hint=words[2])
+    world = FakeWorld()
+    told: list[Any] = []
+
+    async def main() -> None:
+        ports = replace(world.ports(), scrub=secrets.scrub)
+        lifecycle = Lifecycle(ports, Settings.model_validate({"restart": {"max": 1}}))
+        lifecycle.listeners.append(told.append)
+        running = asyncio.create_task(lifecycle.run())
+        await until(lifecycle, State.READY)
+        recorder = lifecycle.recorder
+        recorder.warn(Notice("odd", *words))
+        recorder.judged(Verdict(VerdictKind.HUNG, Signs(error=words[0])))
+        recorder.attempt(Trigger.BIND, State.READY, 1.0, error)
+        recorder.stage("drain", StageOutcome.FAILED, 1.0, error=error)
+        recorder.recovery("canary", 1, error=error)
+        lifecycle.post_fault(Fault("engine_died", *words))
+        await until(lifecycle, State.READY, restarts=1)
+        lifecycle.fail(error)
+        await asyncio.wait({running})
+        assert running.exception() is error
+        told.extend(record for kind in Kind for record in lifecycle.journal.records(kind))
+
+    run_virtual(main())
+    for shown in ("got ***", "caused by ***", "no ***"):
+        assert shown in repr(told)
+    assert "s3cret" not in repr(told)
 
 
 def test_each_record_tells_how_long_its_action_took_and_why_it_was_made() -> None:

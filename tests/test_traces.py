@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from ichat_lifecycle.episodes import Episode, Episodes, Part
 from ichat_lifecycle.errors import EngineDiedError, StartError
 from ichat_lifecycle.journal import Reason, StageOutcome
 from ichat_lifecycle.recorder import Recorder
+from ichat_lifecycle.redact import Secrets
 from ichat_lifecycle.states import State, Trigger
 
 ENDPOINT = "http://collector/v1/traces"
@@ -249,6 +251,20 @@ def test_what_failed_has_the_status_of_an_error() -> None:
     child, root = spans_of(Episode("stop", NOON, NOON, (part,), error="two"), {})
     assert (child.status.description, root.status.description) == ("one", "two")
     assert child.status.status_code.name == root.status.status_code.name == "ERROR"
+
+
+def test_a_trace_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of OpenTelemetry's own detectors sends the command line; an error may quote anything."""
+    monkeypatch.setenv("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS", "process")
+    monkeypatch.setattr(sys, "argv", ["serve", "--api-key", "s3cret-key", "--hf-token=s3cret-hf"])
+    secrets = Secrets()
+    secrets.collect(sys.argv)
+    part = Part("cut", NOON, NOON, {"error": "bad s3cret-key"}, error="got 's3cret-hf'")
+    episode = Episode("stop", NOON, NOON, (part,), {"cause": "a s3cret-key"}, "s3cret-key")
+    spans = spans_of(episode, {"model": "http://u:s3cret-pw@h"}, secrets.scrub)
+    text = "".join(span.to_json() for span in spans)
+    assert "process.command" in text
+    assert "s3cret" not in text
 
 
 class Sent:

@@ -18,6 +18,8 @@ import structlog
 from ichat_lifecycle.adapters.threads import in_thread
 from ichat_lifecycle.episodes import Episode, Episodes, Part
 from ichat_lifecycle.journal import Journal, Snapshot
+from ichat_lifecycle.redact import redact
+from ichat_lifecycle.scrubbed import scrubbed
 
 log = structlog.get_logger("ichat_lifecycle.traces")
 
@@ -35,6 +37,7 @@ class Traces:
             by then.
         attributes: what is said of the worker on each trace.
         export: sends spans; blocking.
+        scrub: takes secrets out of what is sent.
     """
 
     def __init__(
@@ -43,7 +46,9 @@ class Traces:
         endpoint: Callable[[], str | None],
         attributes: Callable[[], Mapping[str, str]],
         export: Export | None = None,
+        scrub: Callable[[str], str] = str,
     ) -> None:
+        self._scrub = scrub
         self._endpoint = endpoint
         self._attributes = attributes
         self._export = export or send
@@ -72,48 +77,62 @@ class Traces:
 
     async def _send(self, endpoint: str, episode: Episode) -> None:
         try:
-            spans = spans_of(episode, self._attributes())
+            spans = spans_of(episode, self._attributes(), self._scrub)
             await in_thread(lambda: self._export(endpoint, spans), "traces")
         except Exception as error:
-            log.warning("trace_not_sent", trace=episode.name, error=repr(error))
+            log.warning("trace_not_sent", trace=episode.name, error=self._scrub(repr(error)))
 
 
-def spans_of(episode: Episode, attributes: Mapping[str, str]) -> Sequence[Any]:
+def spans_of(
+    episode: Episode, attributes: Mapping[str, str], scrub: Callable[[str], str] = str
+) -> Sequence[Any]:
     """A span for the whole, and one for each part below it.
 
     Raises:
         ImportError: OpenTelemetry's SDK is not there; it comes with vLLM.
     """
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
     from opentelemetry.trace import set_span_in_context
 
     collected = InMemorySpanExporter()
-    provider = TracerProvider(resource=Resource.create(), shutdown_on_exit=False)
+    provider = TracerProvider(resource=_resource(scrub), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(collected))
     tracer = provider.get_tracer("ichat_lifecycle")
     root = tracer.start_span(
         f"lifecycle {episode.name}",
-        attributes={**attributes, **episode.attributes},
+        attributes=_clean({**attributes, **episode.attributes}, scrub),
         start_time=_ns(episode.begin),
     )
     below = set_span_in_context(root)
     for part in episode.parts:
         begin = _ns(part.begin)
-        span = tracer.start_span(part.name, below, attributes=part.attributes, start_time=begin)
-        _end(span, part)
-    _end(root, episode)
+        told = _clean(part.attributes, scrub)
+        span = tracer.start_span(part.name, below, attributes=told, start_time=begin)
+        _end(span, part, scrub)
+    _end(root, episode, scrub)
     spans: Sequence[Any] = collected.get_finished_spans()
     return spans
 
 
-def _end(span: Any, whole: Episode | Part) -> None:
+def _resource(scrub: Callable[[str], str]) -> Any:
+    """What OpenTelemetry's own detectors know; one of them has the process's command line."""
+    from opentelemetry.sdk.resources import Resource
+
+    found = Resource.create()
+    return Resource(_clean(found.attributes, scrub), found.schema_url)
+
+
+def _clean(attributes: Mapping[str, Any], scrub: Callable[[str], str]) -> dict[str, Any]:
+    return {name: scrubbed(value, scrub) for name, value in redact(attributes).items()}
+
+
+def _end(span: Any, whole: Episode | Part, scrub: Callable[[str], str]) -> None:
     from opentelemetry.trace import StatusCode
 
     if whole.error is not None:
-        span.set_status(StatusCode.ERROR, whole.error)
+        span.set_status(StatusCode.ERROR, scrub(whole.error))
     span.end(_ns(whole.end))
 
 
@@ -134,7 +153,7 @@ def send(endpoint: str, spans: Sequence[Any]) -> None:
     finally:
         exporter.shutdown()
     if result.name != "SUCCESS":
-        raise RuntimeError(f"{endpoint} did not take them")
+        raise RuntimeError(f"{redact(endpoint)} did not take them")
 
 
 def _exporter(endpoint: str) -> Any:

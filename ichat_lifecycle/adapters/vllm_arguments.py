@@ -16,7 +16,7 @@ from ichat_lifecycle.adapters.logging_choice import LoggingChoice, configure, of
 from ichat_lifecycle.adapters.threads import considerate, in_thread
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments, parse
-from ichat_lifecycle.credentials import API_KEY_FLAG, header_value
+from ichat_lifecycle.credentials import API_KEY_FLAG, HUB_TOKEN_FLAG, header_value
 from ichat_lifecycle.errors import ArgumentsError, LifecycleError
 from ichat_lifecycle.gpus import gpus_needed
 from ichat_lifecycle.ports import PhaseReport
@@ -183,6 +183,9 @@ def _strip_keys(namespace: argparse.Namespace) -> None:
         namespace.api_key = [header_value(API_KEY_FLAG, str(key)) for key in given]
         if namespace.api_key != given:
             environment.stripped(API_KEY_FLAG)()
+    token = getattr(namespace, "hf_token", None)
+    if isinstance(token, str):  # True: the one that is kept in the user's home
+        namespace.hf_token = header_value(HUB_TOKEN_FLAG, token)
 
 
 def _import_parser_plugins(namespace: argparse.Namespace) -> None:

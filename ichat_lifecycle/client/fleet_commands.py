@@ -86,8 +86,9 @@ def _print_lines(fleet: Supervisor, path: str, query: Mapping[str, Any]) -> None
 
 def _post(args: argparse.Namespace, path: str, body: Any = None) -> Mapping[str, Any]:
     fleet = find_fleet(args.fleet)
-    given = args.token or os.environ.get(FLEET_TOKEN_VARIABLE)
-    token = header_value("the fleet's token", given) if given else fleet.token
+    given = args.token or os.environ.get(FLEET_TOKEN_VARIABLE) or fleet.token
+    # One that cannot be sent would stand in the error of whoever tries.
+    token = header_value("the fleet's token", given or "")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with fleet.client(TIMEOUT_S) as client:

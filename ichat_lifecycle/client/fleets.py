@@ -123,5 +123,5 @@ def _token_of(pid: int) -> str | None:
     """The one that it keeps; None where there is none that this user may read."""
     try:
         return token_file(pid).read_text(encoding="ascii") or None
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None

@@ -14,7 +14,9 @@ from typing import Any
 
 from ichat_lifecycle.adapters.advertise import gateway_host, is_here, is_loopback
 from ichat_lifecycle.adapters.tls import Tls
+from ichat_lifecycle.credentials import header_value
 from ichat_lifecycle.document import Document, Problem
+from ichat_lifecycle.environment import HUB_KEYS, KEYS
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.fleet.load import FLEET, SERVER, Fleet, Planned
 from ichat_lifecycle.fleet.ports import Listener
@@ -35,7 +37,7 @@ def complain(fleet: Fleet, document: Document, *, here: bool) -> None:
     Args:
         here: the workers are to run on this machine.
     """
-    for check in (_names, _tls, _ports, _gateways, _gpus, _all_gpus, _enough_gpus):
+    for check in (_keys, _names, _tls, _ports, _gateways, _gpus, _all_gpus, _enough_gpus):
         document.problems.extend(check(fleet, document))
     for look in (_models, _files):
         document.problems.extend(look(fleet, document, here))
@@ -73,6 +75,32 @@ def _names(fleet: Fleet, document: Document) -> Iterator[Problem]:
 
 def _line(document: Document, worker: Planned, key: str) -> str:
     return f"the worker in line {document.place(worker.at(key)).line}"
+
+
+# Keys ---------------------------------------------------------------------------------------------
+
+
+def _keys(fleet: Fleet, document: Document) -> Iterator[Problem]:
+    """What a worker would refuse, or a client could not send."""
+    yield from _unsendable("fleet: token", fleet.fleet.token, (FLEET, "token"), document)
+    for worker in fleet.workers:
+        name = worker.config.shown_name
+        for key in ("api_key", "hf_token"):
+            value = _vllm_value(worker, key)
+            for one in value if isinstance(value, list) else [value]:
+                yield from _unsendable(f"{name}: {key}", one, worker.at(key), document)
+        for variable in (*KEYS, *HUB_KEYS):
+            at = (*worker.at("env"), variable)
+            yield from _unsendable(
+                f"{name}: env: {variable}", worker.config.env.get(variable), at, document
+            )
+
+
+def _unsendable(what: str, key: Any, at: Location, document: Document) -> Iterator[Problem]:
+    try:
+        header_value(what, key if isinstance(key, str) else "")
+    except ArgumentsError as error:
+        yield Problem(document.place(at), error.message, error.hint)
 
 
 # Models -------------------------------------------------------------------------------------------

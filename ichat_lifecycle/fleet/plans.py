@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
 from ichat_lifecycle.config import Settings
-from ichat_lifecycle.document import Document, Problem
+from ichat_lifecycle.document import Document, Place, Problem
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.fleet.checks import complain, control_of
 from ichat_lifecycle.fleet.engine_argv import UNKNOWN
@@ -24,7 +25,7 @@ from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.load import Fleet, Planned, load, wrong
 from ichat_lifecycle.fleet.models import WorkerConfig
 from ichat_lifecycle.fleet.ports import KILL_MARGIN_S, Plan
-from ichat_lifecycle.redact import Secrets, is_secret
+from ichat_lifecycle.redact import SECRET_LENGTH_MIN, Secrets, is_secret, secrets_in
 from ichat_lifecycle.scalars import is_null
 from ichat_lifecycle.secret_words import apart
 
@@ -105,7 +106,21 @@ def read_plans(
     if wrong(document):
         raise BadFileError(path, document.problems)
     plans = tuple(_plan(worker, answer, content) for worker, answer in pairs)
-    return Reading(content, plans, tuple(document.problems))
+    exposed = _exposed(path, document, environment)
+    return Reading(content, plans, (*document.problems, *exposed))
+
+
+def _exposed(path: Path, document: Document, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Secrets in a file that all may read; those that come from variables do not stand there."""
+    given = [value for value in environment.values() if len(value) >= SECRET_LENGTH_MIN]
+    here = [
+        secret
+        for secret in secrets_in(document.value)
+        if len(secret) >= SECRET_LENGTH_MIN and not any(value in secret for value in given)
+    ]
+    if here and path.stat().st_mode & stat.S_IROTH:
+        what = "every user of this machine can read this file, and there are secrets in it"
+        yield Problem(Place(1, 1), what, f"chmod 600 {path}, or ${{NAME}} for each", doubt=True)
 
 
 def _registered(content: Fleet, gateway: RunningGateway) -> Fleet:

@@ -1,0 +1,47 @@
+"""A fleet's token that cannot be sent, wherever a command has it from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
+from ichat_lifecycle.client import fleet_commands, fleets
+from ichat_lifecycle.client.fleets import Supervisor
+
+BAD = ["s3c\nret-token", "s3crét-token", "s3c\0ret-token", "s3c\tret-token", "s3c\x1b]0;ret-token"]
+
+
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+@pytest.mark.parametrize("token", [bad for bad in BAD if "\0" not in bad])
+def test_it_is_refused_before_it_is_sent_and_not_shown(
+    token: str, source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """httpx would quote all of it in its error."""
+    kept = token if source == "file" else "kept"
+    monkeypatch.setattr(
+        fleet_commands, "find_fleet", lambda url: Supervisor("http://127.0.0.1:9", kept)
+    )
+    monkeypatch.delenv(FLEET_TOKEN_VARIABLE, raising=False)
+    if source == "variable":
+        monkeypatch.setenv(FLEET_TOKEN_VARIABLE, token)
+    given = token if source == "flag" else None
+    args = argparse.Namespace(fleet=None, token=given, name=None, all=True, now=False)
+    assert fleet_commands.stop(args) == 2
+    printed = capsys.readouterr()
+    assert "the fleet's token cannot be sent" in printed.err
+    for piece in ("s3c", "ret", "crét"):
+        assert piece not in printed.err.replace("character", "") + printed.out
+
+
+@pytest.mark.parametrize("content", [token.encode() for token in BAD] + [b"\xff\xfe", b""])
+def test_a_file_with_anything_in_it_is_no_traceback(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "1.token"
+    path.write_bytes(content)
+    monkeypatch.setattr(fleets, "token_file", lambda pid: path)
+    found = fleets._token_of(1)
+    assert found is None or found == content.decode("ascii")
