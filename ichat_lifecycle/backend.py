@@ -425,7 +425,7 @@ class VLLMBackend(LifecycleBackend):
         return {
             "worker_id": self._worker_id(),
             "model_name": self.model,
-            "model_path": self.model_path,
+            "model_path": self.secrets.redact(self.model_path),
             "backend": "vllm",
             "host": host,
             "port": port,

@@ -29,7 +29,7 @@ SECRET_LENGTH_MIN = LENGTH_MIN
 _WORDS = frozenset({"false", "none", "null", "true"})  # no secrets, whatever key they stand under
 _NAME_KEYS = ("name", "key", "header")  # of an item that has its name and its value beside it
 _NAMES_ONLY = re.compile(r"allow(?:ed)?_(?:headers|credentials)|expose_headers")
-_TEMPLATE = re.compile(r"\{[{%]")  # names in it are those of a program
+_TEMPLATE = re.compile(r"\{[{%][-\s]")  # names in it are those of a program
 _PAIR = re.compile(r"\s*[\w.-]+=([^,;&\s]+)\s*")
 _VALUE_MIN = 8  # characters of a header's value that is secret only by the others around it
 
@@ -105,11 +105,11 @@ def _text(text: str, hide: Callable[[Any], Any]) -> str:
             return text if walked == data else json.dumps(walked)
         except (ValueError, RecursionError):  # none, or of too many levels
             pass
-    if _TEMPLATE.search(text):
-        return text
     hide_text: Callable[[str], str] = lambda found: str(hide(found))  # noqa: E731
     found = hide_in_url(text, hide_text)
-    return hide_in_text(text, hide_text) if found is None else found
+    if found is None:
+        found = text if _TEMPLATE.search(text) else hide_in_text(text, hide_text)
+    return found
 
 
 class Secrets:

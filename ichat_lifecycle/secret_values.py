@@ -16,6 +16,7 @@ LENGTH_MIN = 4  # characters; shorter ones would hide half of a log
 LINE_MIN = 16  # characters of a line of a secret that has several, which is one itself
 # A secret that was cut is known by so much of its beginning or end, if it is long enough.
 SEED, SEEDED_MIN = 12, 20
+LONG = 8192  # characters; a longer one is a file, and nobody prints that in a URL
 
 _HEADER = re.compile(r"(?i)(?:ApiKey|Basic|Bearer|Digest|Token)\s+(\S+)")
 _SPACES = re.compile(r"\s+")
@@ -184,6 +185,8 @@ _ENCODINGS: tuple[Callable[[str], str], ...] = (
 
 def _forms(secret: str) -> set[str]:
     """How a secret may stand in a text: encoded not at all, once or twice, or as Base64."""
+    if len(secret) > LONG:
+        return {secret, _json(secret), _json_in_utf8(secret), _python(secret)}
     once = {encode(secret) for encode in _ENCODINGS}
     twice = {encode(form) for form in once - {secret} for encode in _ENCODINGS}
     found = {secret, *once, *twice, *_in_base64(secret)}

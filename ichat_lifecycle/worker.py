@@ -132,7 +132,7 @@ def _logging(given: argparse.Namespace, backend: VLLMBackend, stream: TextIO) ->
             stack.callback(within, LAST_WORDS_S, lambda: view.__exit__(None, None, None))
         lines = LineWriter(target, _report_dropped)
         backend.options.lines_dropped = lambda: lines.dropped
-        stack.enter_context(printed_by(lines, _report_dropped))
+        stack.enter_context(printed_by(lines, _report_dropped, backend.secrets.scrub))
         logs.configure(
             lines,
             as_json=as_json,

@@ -1,4 +1,4 @@
-"""A fleet's token that cannot be sent, wherever a command has it from."""
+"""A fleet's token that cannot be sent, wherever a command has it from; and a URL's password."""
 
 from __future__ import annotations
 
@@ -45,3 +45,9 @@ def test_a_file_with_anything_in_it_is_no_traceback(
     monkeypatch.setattr(fleets, "token_file", lambda pid: path)
     found = fleets._token_of(1)
     assert found is None or found == content.decode("ascii")
+
+
+def test_the_password_of_a_url_is_in_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    args = argparse.Namespace(fleet="http://me:s3cret@127.0.0.1:9", name="a", token=None)
+    assert fleet_commands.restart(args) != 0
+    assert "http://***@127.0.0.1:9 does not answer" in capsys.readouterr().err

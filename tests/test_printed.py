@@ -257,3 +257,16 @@ def test_a_worker_ends_though_nobody_ever_reads() -> None:
         logging.getLogger().handlers[:], level = before
         logging.getLogger().setLevel(level)
         structlog.reset_defaults()
+
+
+def test_secrets_that_a_library_prints_are_hidden() -> None:
+    """Tracebacks of threads and warnings of Python's own come this way as well."""
+    secrets = Secrets()
+    secrets.add("s3cret-value")
+    stream = io.StringIO()
+    lines = LineWriter(stream, lambda count: None)
+    printed = Printed(io.StringIO(), lines, secrets.scrub)
+    print("one s3cret-", end="", file=printed)  # a line may come in pieces
+    print("value\nGET /?token=abc\ntwo", file=printed)
+    assert lines.close()
+    assert stream.getvalue() == "one ***\nGET /?token=***\ntwo\n"

@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ichat_lifecycle.redact import PLACEHOLDER, Secrets, is_secret, redact
@@ -339,6 +340,66 @@ def test_what_is_within_a_secret_is_one_too(secret: str) -> None:
     secrets = Secrets()
     secrets.collect(f"https://user:{secret}@host")
     assert secret not in secrets.scrub(f"it is {secret} here")
+
+
+NAMES = st.sampled_from(SECRET_NAMES)
+SETTINGS = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text("abc /", max_size=5)),
+    lambda below: st.one_of(
+        st.lists(below, max_size=3), st.dictionaries(st.text("abc", max_size=3), below, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def with_secret(settings: Any, name: str, secret: str, data: st.DataObject) -> Any:
+    """Settings with a secret at some place, of any depth, in one of the ways to write it."""
+    ways = [
+        {name: secret},
+        [f"{name.lstrip('-')}={quote(secret)}"],
+        ["--port", "1", f"--{name.lstrip('-')}", secret],
+        {"url": f"https://me:{quote(secret)}@host/?{name.lstrip('-')}={quote(secret)}"},
+        [[name, secret]],
+        {"env": [{"name": name, "value": secret}]},
+        json.dumps({"a": {name: [secret]}}),
+        {name: {"a": [secret, secret]}},
+    ]
+    placed = data.draw(st.sampled_from(ways))
+    depth = data.draw(st.integers(0, 3))
+    for _ in range(depth):
+        placed = data.draw(st.sampled_from([{"x": placed, "y": settings}, [settings, placed]]))
+    return placed
+
+
+@given(settings=SETTINGS, name=NAMES, secret=TOKENS.filter(worth_hiding), data=st.data())
+def test_a_secret_anywhere_in_settings_is_hidden_and_known(
+    settings: Any, name: str, secret: str, data: st.DataObject
+) -> None:
+    """By its name first; and what was found by a name is found everywhere else."""
+    secret = "s3" + secret.strip("/.=+-_")
+    assume(len(secret) > len("a word"))
+    whole = with_secret(settings, name, secret, data)
+    assert secret not in json.dumps(redact(whole))
+    assert quote(secret) not in json.dumps(redact(whole))
+    secrets = Secrets()
+    secrets.collect(whole)
+    for printed in (repr(whole), json.dumps(whole), yaml.safe_dump(whole), f"got {secret}!"):
+        assert secret not in secrets.scrub(printed)
+        assert quote(secret) not in secrets.scrub(printed)
+
+
+def test_very_many_and_very_long_secrets_are_affordable() -> None:
+    """A file of certificates among them, and a thousand keys that begin alike."""
+    secrets = Secrets()
+    began_s = time.process_time()
+    secrets.add("-----BEGIN\n" + "\n".join(f"{n:064}" for n in range(2000)))
+    secrets.add(*(f"sk-project-{n:032}" for n in range(1000)))
+    line = "nothing of that kind is in this line, as in nearly all lines of a log" * 4
+    for _ in range(500):
+        assert secrets.scrub(line) == line
+    assert secrets.scrub(f"is sk-project-{7:032}") == "is ***"
+    assert secrets.scrub(f"is {1999:064}") == "is ***"
+    assert time.process_time() - began_s < 20
 
 
 def test_words_of_a_secret_that_were_wrapped_are_found() -> None:

@@ -23,13 +23,16 @@ _PART_LIMIT = 16_384  # characters that may wait for the end of their line
 
 
 class Printed(io.TextIOBase):
-    """Stands in the place of a standard stream; whole lines go to `lines`.
+    """Stands in the place of a standard stream; whole lines go to `lines`, scrubbed of secrets.
 
     While descriptors 1 and 2 lead into the pipe of the engine's output, which is always read, all
     goes to the stream itself: it is a part of the load then.
     """
 
-    def __init__(self, stream: TextIO, lines: LineWriter) -> None:
+    def __init__(
+        self, stream: TextIO, lines: LineWriter, scrub: Callable[[str], str] = str
+    ) -> None:
+        self._scrub = scrub
         self._stream = stream
         self._lines = lines
         self._part = ""
@@ -61,7 +64,7 @@ class Printed(io.TextIOBase):
             if len(rest) > _PART_LIMIT:
                 whole, end, self._part = whole + end + rest, "\n", ""
         if end:
-            self._lines.write(whole + end)
+            self._lines.write(self._scrub(whole) + end)
         return len(text)
 
     def flush(self) -> None:
@@ -71,12 +74,15 @@ class Printed(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def printed_by(lines: LineWriter, on_dropped: Callable[[int], None]) -> Iterator[None]:
+def printed_by(
+    lines: LineWriter, on_dropped: Callable[[int], None], scrub: Callable[[str], str] = str
+) -> Iterator[None]:
     """While it lasts, what is printed goes out without anybody waiting for it.
 
     Args:
         lines: for stderr, and for stdout where that is the same file or terminal.
         on_dropped: as LineWriter's, for a stdout of its own.
+        scrub: takes secrets out of what is printed.
     """
     before = sys.stdout, sys.stderr
     try:
@@ -85,7 +91,8 @@ def printed_by(lines: LineWriter, on_dropped: Callable[[int], None]) -> Iterator
     except OSError:
         yield
         return
-    sys.stdout, sys.stderr = Printed(before[0], own), Printed(before[1], lines)
+    sys.stdout = Printed(before[0], own, scrub)
+    sys.stderr = Printed(before[1], lines, scrub)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ichat_lifecycle.client.look import console_for
 from ichat_lifecycle.errors import LifecycleError, report
+from ichat_lifecycle.redact import scrub_unknown
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -74,7 +75,7 @@ def in_order(command: Callable[[], int], interrupted: int = INTERRUPTED) -> int:
             code = command()
         sys.stdout.flush()
     except LifecycleError as error:
-        return report(error)
+        return report(error, scrub=scrub_unknown)  # a URL may have a password
     except KeyboardInterrupt:
         return interrupted
     except BrokenPipeError:
