@@ -136,6 +136,7 @@ def test_a_client_knows_of_a_worker_only_what_it_says() -> None:
         "credentials",
         "diagram",
         "errors",
+        "redact",
         "slept",
         "states",
     }
