@@ -92,7 +92,7 @@ def test_nobody_gets_the_secrets_that_a_process_prints() -> None:
     program = "print('s3cret-value'); print('ichat-lifecycle: error: bad s3cret-value', end='')"
 
     async def scenario() -> None:
-        started = Started(program, secrets.scrub)
+        started = Started(program, scrub=secrets.scrub)
         await started.process.wait()
         assert started.lines == ["***", "ichat-lifecycle: error: bad ***"]
         assert started.process.last_words == "bad ***"
