@@ -21,10 +21,13 @@ from typing import Any, NoReturn
 import yaml
 
 from ichat_lifecycle.config_scalars import check_config
+from ichat_lifecycle.document import parse as parse_yaml
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.file_kinds import Kind, kind_of
 from ichat_lifecycle.gpus import GpuId, parse_gpu_ids
+from ichat_lifecycle.input_file import TooLargeError, read_input
 from ichat_lifecycle.refusals import refuse_flags
+from ichat_lifecycle.yaml_nodes import TEXT_MAX
 
 PORT_MAX = 65535
 
@@ -376,11 +379,17 @@ def read_config(path: Path) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         raise ArgumentsError(f"--config {path}: expected a file that ends in .yaml or .yml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputMissingError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArgumentsError(f"--config {path}: not YAML: {_words(error)}") from error
+        text = read_input(path, TEXT_MAX).decode("utf-8")
+    except TooLargeError as error:
+        raise ArgumentsError(f"--config {error.message}") from error
+    except InputMissingError as error:
+        raise InputMissingError(f"--config {error.message}", hint=error.hint) from error
+    except UnicodeDecodeError as error:
+        raise ArgumentsError(f"--config {path}: not UTF-8: {error.reason}") from error
+    # First by our own reader: what it takes is small, whatever the aliases in it repeat.
+    for problem in parse_yaml(text).problems:
+        raise ArgumentsError(f"--config {problem.told(path)}")
+    content = yaml.safe_load(text)
     if not isinstance(content, dict):
         raise ArgumentsError(f"--config {path}: expected lines such as 'port: 8000'")
     kind = kind_of(content)

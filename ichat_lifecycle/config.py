@@ -10,18 +10,22 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ichat_lifecycle.document import Document, parse, read
+from ichat_lifecycle.document import Document, brief, parse, read
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.scalars import Location, is_null, typed
 
 # Where a control token may come from without being seen in the process list.
 TOKEN_VARIABLE = "ICHAT_LIFECYCLE_CONTROL_TOKEN"
 
-Seconds = float
+# Three years. Ten of them together still fit what a thread can wait for.
+SECONDS_MAX = 100_000_000
+COUNT_MAX = 1_000_000
+Seconds = Annotated[float, Field(le=SECONDS_MAX)]
+Count = Annotated[int, Field(le=COUNT_MAX)]
 
 SHOWN = 200  # characters of a wrong value in an error
 
@@ -79,7 +83,7 @@ class WarmUp(_Section):
 
     requests: int = Field(2, ge=0, le=100, description="how many; 0 skips them and the canary")
     max_tokens: int = Field(8, ge=1, le=1024, description="tokens that each generates")
-    prompt: str = Field("Hello", min_length=1, description="what is asked")
+    prompt: str = Field("Hello", min_length=1, max_length=BODY_LIMIT, description="what is asked")
     extra: tuple[WarmUpRequest, ...] = Field(
         (), max_length=50, description="requests that follow, each with a path and a body"
     )
@@ -91,9 +95,9 @@ class Health(_Section):
     interval: Seconds = Field(5, gt=0, description="between two probes while READY")
     timeout: Seconds = Field(10, gt=0, description="how long an answer may take")
     recovery_interval: Seconds = Field(1, gt=0, description="between two probes while DEGRADED")
-    degrade_after: int = Field(1, ge=1, description="misses in a row that lead to DEGRADED")
-    recover_after: int = Field(2, ge=1, description="answers in a row that lead back to READY")
-    give_up_after: int = Field(
+    degrade_after: Count = Field(1, ge=1, description="misses in a row that lead to DEGRADED")
+    recover_after: Count = Field(2, ge=1, description="answers in a row that lead back to READY")
+    give_up_after: Count = Field(
         6, ge=1, description="misses in a row, one per timeout of silence, that end service"
     )
     compile_timeout: Seconds = Field(
@@ -131,7 +135,7 @@ class Http(_Section):
     body_timeout: Seconds = Field(
         60, gt=0, description="silence of a client in the middle of a request's body"
     )
-    max_connections: int = Field(
+    max_connections: Count = Field(
         0, ge=0, description="connections at a time; 0: as many as the limit on open files allows"
     )
 
@@ -230,30 +234,29 @@ def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 def _complaint(error: Mapping[str, Any]) -> str:
     location = tuple(error["loc"])
-    name = ".".join(str(part) for part in location)
+    name = brief(".".join(str(part) for part in location), SHOWN)
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(
             str(location[-1]), _known_keys(Settings, location[:-1]), n=1, cutoff=0.5
         )
         return f"{name}: unknown key" + (f" (did you mean {near[0]!r}?)" if near else "")
     got = repr(error["input"])
-    return f"{name}: {error['msg']} (got {got if len(got) <= SHOWN else got[:SHOWN] + '…'})"
+    return f"{name}: {brief(error['msg'])} (got {brief(got, SHOWN)})"
 
 
 def _assign(data: dict[str, Any], assignment: str) -> tuple[str, str]:
     """Puts one assignment into the data; returns the section and the key that it was for."""
+    shown = f"--set {brief(assignment, SHOWN)}"
     name, equals, value = assignment.partition("=")
     section, dot, key = name.partition(".")
     if not equals or not dot or not key:
-        raise ArgumentsError(
-            f"--set {assignment}: expected SECTION.KEY=VALUE, for example health.interval=5"
-        )
+        raise ArgumentsError(f"{shown}: expected SECTION.KEY=VALUE, for example health.interval=5")
     inner = data.setdefault(section, {})
     if not isinstance(inner, dict):
-        raise ArgumentsError(f"--set {assignment}: {section!r} is not a section")
+        raise ArgumentsError(f"{shown}: {brief(section)!r} is not a section")
     document = parse(value)
     for problem in document.problems:
-        raise ArgumentsError(f"--set {assignment}: {problem.message}", hint=problem.hint)
+        raise ArgumentsError(f"{shown}: {brief(problem.message)}", hint=problem.hint)
     inner[key] = document.value
     return section, key
 

@@ -1,8 +1,9 @@
 """A YAML file in which everything knows where it stands, with `${NAME}` from the environment.
 
-Values are those of YAML's safe loader, with three exceptions: a scalar without quotes keeps its
-text beside the value (see scalars); a key is always text; and a key that stands twice is an error,
-as the second one would silently win.
+Values are those of YAML's safe loader, with these exceptions: a scalar without quotes keeps its
+text beside the value (see scalars); a key is always text; and a key that stands twice, a tag that
+names another type, and a NUL character are errors. However little a text is, it can stand for
+gigabytes: all that it comes to is counted.
 """
 
 from __future__ import annotations
@@ -16,28 +17,55 @@ from typing import Any
 
 import yaml
 
-from ichat_lifecycle.errors import InputMissingError
+from ichat_lifecycle.input_file import TooLargeError, read_input
 from ichat_lifecycle.scalars import Location, Plain, is_json_number
+from ichat_lifecycle.yaml_nodes import (
+    DEPTH_MAX,
+    TEXT_MAX,
+    TOO_DEEP,
+    TOO_LARGE,
+    TOO_MANY,
+    VALUES_MAX,
+    Place,
+    YamlError,
+    nodes_of,
+    place_in,
+    place_of,
+)
 
-# Values in a document, those that aliases repeat counted each time. A file of people has hundreds.
-VALUES_MAX = 50_000
+__all__ = ["VALUES_MAX", "Document", "Place", "Problem", "brief", "parse", "read"]
 
-_MERGE = "tag:yaml.org,2002:merge"
-_STRING = "tag:yaml.org,2002:str"
+KEY_MAX = 1000  # characters of a key
+NUMBER_MAX = 100  # characters; to base 60, a megabyte takes YAML's loader minutes
+SHOWN_MAX = 500  # characters of a message
+# Characters of all values, those that aliases repeat counted each time, with their variables.
+CHARACTERS_MAX = 2 * TEXT_MAX
+VARIABLE_MIN = 4  # characters of a variable's value that is looked for in messages
+
+_TAG = "tag:yaml.org,2002:"
+_MERGE, _STRING, _NULL = f"{_TAG}merge", f"{_TAG}str", f"{_TAG}null"
+_NUMBERS = {f"{_TAG}int": "a whole number", f"{_TAG}float": "a number"}
+_SWITCH = {f"{_TAG}bool": "true or false"}
+# JSON has no more kinds than these: a date, and a lone =, are the text that they are written with.
+_TEXTS = (_STRING, f"{_TAG}timestamp", f"{_TAG}value")
+_COLLECTIONS = (f"{_TAG}map", f"{_TAG}seq")
 _ENDLESS = "it contains itself"
-_TOO_DEEP = "too many values within each other"
-_TOO_MANY = f"more than {VALUES_MAX} values, those that aliases repeat included"
+_TOO_LONG = f"more than {CHARACTERS_MAX:,} characters, with aliases and variables in their places"
 _WORDS = {"true": True, "false": False, "": None}
 # $$ is a dollar; ${NAME} a variable, ${NAME:-text} one with a default.
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
+# No argument, variable, path, or UTF-8 text can have them.
+_NOWHERE = re.compile("[\0\ud800-\udfff]")
 
 
-@dataclass(frozen=True, order=True)
-class Place:
-    """Where something stands: line and column from 1."""
+def brief(text: str, limit: int = SHOWN_MAX) -> str:
+    """Return text for a message: one line, no control characters, at most `limit` characters."""
+    cut = text[:limit] + ("…" if len(text) > limit else "")
+    return cut if cut.isprintable() else "".join(map(_visible, cut))
 
-    line: int
-    column: int
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 @dataclass(frozen=True)
@@ -51,9 +79,10 @@ class Problem:
 
     def told(self, path: Path) -> str:
         """For example `fleet.yaml:7:5: port: 70000 is no port (expected 1 to 65535)`."""
-        hint = f" ({self.hint})" if self.hint else ""
+        hint = f" ({brief(self.hint)})" if self.hint else ""
         what = "warning: " if self.doubt else ""
-        return f"{path}:{self.place.line}:{self.place.column}: {what}{self.message}{hint}"
+        where = f"{brief(str(path))}:{self.place.line}:{self.place.column}"
+        return f"{where}: {what}{brief(self.message)}{hint}"
 
 
 @dataclass
@@ -70,6 +99,7 @@ class Document:
     _places: dict[Location, Place] = field(default_factory=dict)
     _secrets: set[Location] = field(default_factory=set)
     _unknown: set[Location] = field(default_factory=set)
+    _variables: dict[str, str] = field(default_factory=dict)  # value -> name
 
     def is_secret(self, location: Location) -> bool:
         """Whether a variable of the environment is in it, or it is for one: not to be shown."""
@@ -85,6 +115,19 @@ class Document:
     def keep_secret(self, location: Location) -> None:
         self._secrets.add(location)
 
+    def keep_variable(self, name: str, value: str) -> None:
+        self._variables[value] = name
+
+    def as_written(self, text: str) -> str:
+        """Return text with `${NAME}` in place of each value that a variable gave.
+
+        Values of fewer than 4 characters stay: they stand for something else more often than not.
+        """
+        for value in sorted(self._variables, key=len, reverse=True):
+            if len(value) >= VARIABLE_MIN:
+                text = text.replace(value, f"${{{self._variables[value]}}}")
+        return text
+
     def place(self, location: Location) -> Place:
         """Where it stands; of what is not there, where the nearest thing around it stands."""
         while location and location not in self._places:
@@ -92,11 +135,7 @@ class Document:
         return self._places.get(location, Place(1, 1))
 
     def note(self, location: Location, node: yaml.Node) -> None:
-        self._places[location] = _place(node.start_mark)
-
-
-class _TooManyError(Exception):
-    """A document of a few lines can stand for gigabytes of values."""
+        self._places[location] = place_of(node.start_mark)
 
 
 def read(path: Path, environment: Mapping[str, str] | None = None) -> Document:
@@ -106,14 +145,18 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Document:
         environment: where `${NAME}` is looked up; None: it has no meaning.
 
     Raises:
-        InputMissingError: it cannot be read.
+        InputMissingError: it cannot be read, or is not a regular file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputMissingError(f"{path}: {error.strerror}") from error
+        content = read_input(path, TEXT_MAX)
+    except TooLargeError:
+        return Document(problems=[Problem(Place(1, 1), TOO_LARGE)])
+    try:
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Document(problems=[Problem(Place(1, 1), f"not UTF-8: {error.reason}")])
+        place = place_in(content[: error.start].decode("utf-8"), error.start)
+        message = f"not UTF-8: {error.reason}"
+        return Document(problems=[Problem(place, message, "save the file as UTF-8")])
     return parse(text, environment)
 
 
@@ -121,56 +164,30 @@ def parse(text: str, environment: Mapping[str, str] | None = None) -> Document:
     """The same, of a text."""
     document = Document()
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = _place(mark) if mark else Place(1, 1)
-        line = text.splitlines()[place.line - 1 : place.line]
+        node = nodes_of(text)
+        if node is not None:
+            document.value = _Builder(document, environment).build(node, ())
+    except YamlError as error:
+        line = text.split("\n", error.place.line)[error.place.line - 1 : error.place.line]
         hint = None
-        if "${" in "".join(line):
+        if error.message.startswith("not YAML") and "${" in "".join(line):
             hint = 'within {…} and […] quote it: "${NAME}"'
-        document.problems.append(
-            Problem(place, f"not YAML: {error.problem or error.context}", hint)
-        )
-        return document
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        document.problems.append(Problem(Place(1, 1), f"not YAML: {error}"))
-        return document
-    except RecursionError:
-        document.problems.append(Problem(Place(1, 1), _TOO_DEEP))
-        return document
-    if node is not None:
-        _build(document, node, environment)
+        document.problems.append(Problem(error.place, error.message, hint))
     return document
 
 
-def _build(document: Document, node: yaml.Node, environment: Mapping[str, str] | None) -> None:
-    try:
-        document.value = _Builder(document, environment).build(node, ())
-    except RecursionError:
-        document.problems.append(Problem(_place(node.start_mark), _TOO_DEEP))
-    except _TooManyError:
-        document.problems.append(Problem(_place(node.start_mark), _TOO_MANY))
-
-
-def _place(mark: Any) -> Place:
-    return Place(mark.line + 1, mark.column + 1)
-
-
 class _Builder:
-    """Values out of nodes, noting where each stands."""
+    """Values out of nodes, noting where each stands. Raises YamlError where they are too many."""
 
     def __init__(self, document: Document, environment: Mapping[str, str] | None) -> None:
         self._document = document
         self._environment = environment
         self._within: list[yaml.Node] = []
         self._scalars = yaml.constructor.SafeConstructor()
-        self._count = 0
+        self._count = self._characters = 0
 
     def build(self, node: yaml.Node, location: Location) -> Any:
-        self._count += 1
-        if self._count > VALUES_MAX:
-            raise _TooManyError
+        self._spend(node)
         self._document.note(location, node)
         if any(node is outer for outer in self._within):
             self._tell(node, _ENDLESS)
@@ -181,7 +198,20 @@ class _Builder:
         finally:
             self._within.pop()
 
+    def _spend(self, node: yaml.Node, characters: int = 0) -> None:
+        """Counts one more value, or the characters of one."""
+        self._count += not characters
+        self._characters += characters
+        if self._count > VALUES_MAX:
+            raise YamlError(place_of(node.start_mark), TOO_MANY)
+        if self._characters > CHARACTERS_MAX:
+            raise YamlError(place_of(node.start_mark), _TOO_LONG)
+        if len(self._within) >= DEPTH_MAX:  # by aliases
+            raise YamlError(place_of(node.start_mark), TOO_DEEP)
+
     def _built(self, node: yaml.Node, location: Location) -> Any:
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+            return self._refuse_tag(node, location)
         match node:
             case yaml.MappingNode():
                 return self._mapping(node, location)
@@ -191,19 +221,27 @@ class _Builder:
             case _:
                 return self._scalar(node, location)
 
+    def _refuse_tag(self, node: yaml.Node, location: Location) -> None:
+        shown = node.tag.replace(_TAG, "!!")
+        self._tell(node, f"the tag {brief(shown, 100)} cannot stand here", "leave it out")
+        self._document.keep_unknown(location)
+
     def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
         built: dict[str, Any] = {}
         own: dict[str, yaml.Node] = {}
         for key, value in self._pairs(node):
-            if key.tag == _MERGE:
-                built |= self._merged(value, location)
+            merges = key.tag == _MERGE
+            name = "<<" if merges else self._key(key)
+            if name is None:
                 continue
-            name = str(self._scalar_text(key))
             if name in own:
-                first = _place(own[name].start_mark)
-                self._tell(key, f"{name} stands here twice", f"first in line {first.line}")
+                first = place_of(own[name].start_mark)
+                self._tell(key, f"{brief(name)} stands here twice", f"first in line {first.line}")
                 continue
             own[name] = key
+            if merges:
+                built |= self._merged(value, location)
+                continue
             built[name] = self.build(value, (*location, name))
             self._document.note((*location, name), key)
         return built
@@ -211,18 +249,26 @@ class _Builder:
     def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
         """What is merged in first: the mapping's own keys win, wherever they stand."""
         yield from (pair for pair in node.value if pair[0].tag == _MERGE)
-        for key, value in node.value:
-            if key.tag == _MERGE:
-                continue
-            if isinstance(key, yaml.ScalarNode):
-                yield key, value
-            else:
-                self._tell(key, "a key has to be a word")
+        yield from (pair for pair in node.value if pair[0].tag != _MERGE)
+
+    def _key(self, node: yaml.Node) -> str | None:
+        """The text of a key: `no` and `0123` are names like any other. None: it is wrong."""
+        if not isinstance(node, yaml.ScalarNode):
+            self._spend(node)
+            self._tell(node, "a key has to be a word")
+            return None
+        if len(node.value) > KEY_MAX:
+            self._spend(node)
+            self._tell(node, f"a key of more than {KEY_MAX} characters")
+            return None
+        text = self._expanded(node)
+        return str(node.value) if text is None or self._is_nowhere(node, text) else text
 
     def _merged(self, node: yaml.Node, location: Location) -> dict[str, Any]:
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
         merged: dict[str, Any] = {}
         for one in reversed(nodes):  # of several the first one wins
+            self._spend(one)
             if not isinstance(one, yaml.MappingNode):
                 self._tell(one, "<< takes a mapping, or a list of them")
             elif any(one is outer for outer in self._within):
@@ -233,42 +279,54 @@ class _Builder:
                 self._within.pop()
         return merged
 
-    def _scalar(self, node: yaml.Node, location: Location = ()) -> Any:
-        if not isinstance(node, yaml.ScalarNode):
-            return None
+    def _scalar(self, node: yaml.Node, location: Location) -> Any:
+        assert isinstance(node, yaml.ScalarNode), "there are three kinds of nodes"
         text = self._expanded(node)
-        if text is None:
+        if text is None or self._is_nowhere(node, text):
             self._document.keep_unknown(location)
-            return node.value
+            return node.value if text is None else None
         if text != node.value:
             self._document.keep_secret(location)
             value = self._of_variable(node, text)
             return value if isinstance(value, str) else Plain(text, value)
+        return self._of_tag(node, text, location)
+
+    def _of_tag(self, node: yaml.ScalarNode, text: str, location: Location) -> Any:
+        kind = (_NUMBERS | _SWITCH).get(node.tag)
+        if kind is None and node.tag not in (*_TEXTS, _NULL):
+            return self._refuse_tag(node, location)
+        if node.tag in _NUMBERS and len(text) > NUMBER_MAX:
+            what = f"a number of more than {NUMBER_MAX} characters"
+            self._tell(node, what, "quote it where text is meant")
+            self._document.keep_unknown(location)
+            return None
+        if node.tag in _TEXTS:
+            # To JSON 1e6 is a number. Other numbers that are text here have the tag !!str.
+            is_number = node.style is None and is_json_number(text) and "e" in text.lower()
+            return Plain(text, text) if is_number and len(text) <= NUMBER_MAX else text
         try:
             value = self._scalars.construct_object(node)
-        except (yaml.constructor.ConstructorError, ValueError, LookupError) as error:
-            self._tell(node, f"cannot be read: {getattr(error, 'problem', None) or error}")
+        except (yaml.YAMLError, ArithmeticError, ValueError, LookupError):
+            self._tell(node, f"{brief(text, 100)!r} is not {kind}")
+            self._document.keep_unknown(location)
             return None
-        # JSON has no more kinds than these: a date is the text that it is written with.
-        value = value if isinstance(value, str | int | float | None) else text
-        if node.style is not None or value is None:
-            return value
-        # To JSON 1e6 is a number. Other numbers that are text here have the tag !!str.
-        is_number = is_json_number(text) and "e" in text.lower()
-        return Plain(text, value) if is_number or not isinstance(value, str) else value
+        return None if value is None else Plain(text, value)
 
-    def _scalar_text(self, node: yaml.Node) -> str:
-        """Of a key: `no` and `0123` are names like any other."""
-        assert isinstance(node, yaml.ScalarNode), "other keys are left out"
-        text = self._expanded(node)
-        return str(node.value) if text is None else text
+    def _is_nowhere(self, node: yaml.Node, text: str) -> bool:
+        """Complains of a character that can be used nowhere."""
+        found = _NOWHERE.search(text)
+        if found is None:
+            return False
+        what = "a NUL character" if found[0] == "\0" else "half of a character (a surrogate)"
+        self._tell(node, f"{what} is in it", "no argument, variable, or path can have one")
+        return True
 
     def _of_variable(self, node: yaml.ScalarNode, text: str) -> Any:
         """What a variable holds, as if it stood there: a port is a number.
 
         Text that YAML would change by that, such as 0x1f or 00123, may be a key: it stays text.
         """
-        if node.style is not None or node.tag != _STRING:
+        if node.style is not None or node.tag != _STRING or len(text) > NUMBER_MAX:
             return text
         if text in _WORDS:
             return _WORDS[text]
@@ -280,28 +338,29 @@ class _Builder:
 
     def _expanded(self, node: yaml.ScalarNode) -> str | None:
         """With its variables in their places; None where one is missing."""
+        self._spend(node, len(node.value))
         if self._environment is None:
             return str(node.value)
-        environment, missing = self._environment, list[str]()
+        environment, missing = self._environment, set[str]()
 
         def value(match: re.Match[str]) -> str:
             name = match["name"]
             if name is None:
                 return "$"
+            given = environment.get(name, match["default"])
+            if given is None:
+                missing.add(name)
+                return ""
             if name in environment:
-                return environment[name]
-            if match["default"] is not None:
-                return str(match["default"])
-            self._tell(
-                node,
-                f"${{{name}}}: there is no such environment variable",
-                f"set it, or write ${{{name}:-DEFAULT}}",
-            )
-            missing.append(name)
-            return ""
+                self._document.keep_variable(name, given)
+            self._spend(node, len(given))
+            return given
 
         text = _VARIABLE.sub(value, str(node.value))
+        for name in sorted(missing):
+            what = f"${{{brief(name, 100)}}}: there is no such environment variable"
+            self._tell(node, what, f"set it, or write ${{{brief(name, 100)}:-DEFAULT}}")
         return None if missing else text
 
     def _tell(self, node: yaml.Node, message: str, hint: str | None = None) -> None:
-        self._document.problems.append(Problem(_place(node.start_mark), message, hint))
+        self._document.problems.append(Problem(place_of(node.start_mark), message, hint))

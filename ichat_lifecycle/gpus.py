@@ -13,6 +13,7 @@ from typing import Any
 GpuId = int | str
 
 UUID = r"(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/_-]*"
+NUMBER_MAX = 1023  # more than any machine has
 _HINT = "GPU numbers or UUIDs, all different, such as [0,1] or 0,1 or GPU-8932f937"
 
 # What multiplies to the number of processes with a GPU each, and what these are spread over.
@@ -55,8 +56,8 @@ def _gpu_id(item: object) -> GpuId:
         if re.fullmatch(UUID, item):
             return item
         if item.isascii() and item.isdecimal():
-            return int(item)
-    elif isinstance(item, int) and not isinstance(item, bool) and item >= 0:
+            item = int(item)
+    if isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= NUMBER_MAX:
         return item
     raise ValueError(item)
 
@@ -85,7 +86,7 @@ def gpus_needed(value_of: Callable[[str], Any]) -> tuple[int, str] | None:
         sizes["data_parallel_size"] = 1 if alone else replicas if local is None else _size(local)
     except ValueError:
         return None
-    needed = math.ceil(math.prod(sizes.values()) / nodes)
+    needed = -(-math.prod(sizes.values()) // nodes)  # exact, however large they are
     return needed, " times ".join(f"{name} {size}" for name, size in sizes.items() if size != 1)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ichat_lifecycle.config import Settings
+from ichat_lifecycle.config import SECONDS_MAX, SHOWN, Settings
+from ichat_lifecycle.document import brief
 from ichat_lifecycle.errors import ArgumentsError
 
 FLAG = "--shutdown-timeout"
@@ -36,11 +37,11 @@ def overruled(settings: Settings, given: Any) -> bool:
 def _seconds(given: Any) -> int | None:
     if given is None:
         return None
-    shown = FLAG if given is True else f"{FLAG} {given}"
+    shown = FLAG if given is True else f"{FLAG} {brief(str(given), SHOWN)}"
     try:
         seconds = int(str(given))
-    except ValueError as error:
-        raise ArgumentsError(f"{shown}: expected whole seconds, 0 or more") from error
-    if seconds < 0:
-        raise ArgumentsError(f"{shown}: expected whole seconds, 0 or more")
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= SECONDS_MAX:
+        raise ArgumentsError(f"{shown}: expected whole seconds, from 0 to {SECONDS_MAX}")
     return seconds

@@ -57,7 +57,7 @@ def _check(given: str, text: str = "") -> None:
 def test_a_file_that_is_no_text_is_bad_arguments_and_named(tmp_path: Path) -> None:
     binary = tmp_path / "binary.jinja"
     binary.write_bytes(b"\xff\xfe\x00")
-    for path, why in ((binary, "can't decode"), (tmp_path, "Is a directory")):
+    for path, why in ((binary, "can't decode"), (tmp_path, "a directory, not a file")):
         with pytest.raises(ArgumentsError, match=why) as caught:
             _check(str(path))
         assert caught.value.message.startswith(f"--chat-template {path}: ")

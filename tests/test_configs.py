@@ -22,7 +22,7 @@ from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
 from ichat_lifecycle.adapters.sd_notify import EXTEND_BY_S, EXTEND_EVERY_S
 from ichat_lifecycle.arguments import ALIASES, GPU_IDS
 from ichat_lifecycle.cli import build_parser
-from ichat_lifecycle.config import TOKEN_VARIABLE, Seconds, Settings, load_settings
+from ichat_lifecycle.config import TOKEN_VARIABLE, Settings, load_settings
 from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.desk import LoopDesk
 from ichat_lifecycle.control.events import Events
@@ -83,7 +83,7 @@ def test_each_example_setting_says_what_it_is_and_times_their_unit() -> None:
 
 def is_time(section: str, key: str) -> bool:
     declared: Any = Settings.model_fields[section].annotation
-    return declared.model_fields[key].annotation is Seconds
+    return declared.model_fields[key].annotation is float
 
 
 def test_the_examples_of_warm_up_requests_are_ones() -> None:

@@ -403,7 +403,7 @@ BAD = {
         "2:45: a: control_port: 14000 is taken by fleet: port (see line 1)"
     ],
     f"managed_workers:\n- {{{WORKER}, port: 1, x: !!bool maybe}}": [
-        "2:48: cannot be read: 'maybe'"
+        "2:48: 'maybe' is not true or false"
     ],
     f"managed_workers:\n- &a {{{WORKER}, port: 1, <<: *a}}": ["2:3: it contains itself"],
     f"fleet: {{watchdog: .inf}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [

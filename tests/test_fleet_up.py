@@ -21,6 +21,8 @@ from gateway import running_gateway
 from running_fleet import LOOPBACK, PROGRAM, TOKEN, RunningFleet, free_ports
 from waiting import until
 
+from ichat_lifecycle.testing.nasty_yaml import BOMBS
+
 pytestmark = pytest.mark.fleet
 
 
@@ -100,6 +102,30 @@ def test_a_bad_file_changes_nothing_and_says_why(tmp_path: Path) -> None:
         assert problem.endswith("port: input should be a valid integer (it is 'high')")
         assert fleet.seen("a")["pid"] == pid
         assert fleet.events("reload_failed")[0]["problems"] == [problem]
+
+
+@pytest.mark.parametrize("name", ["merges of nothing", "text"])
+def test_a_file_that_is_a_trap_changes_nothing_and_the_next_one_is_read(
+    tmp_path: Path, name: str
+) -> None:
+    """A pipe hung the reload for ever, a bomb for hours: no corrected file could be loaded."""
+    with RunningFleet(tmp_path, {"model_name": "a"}) as fleet:
+        fleet.wait_until_ready()
+        pid = fleet.seen("a")["pid"]
+        fleet.file.unlink()
+        os.mkfifo(fleet.file)
+        assert "a pipe, not a file" in fleet.post("/fleet/reload").json()["error"]["message"]
+        fleet.file.unlink()
+        fleet.file.write_text(BOMBS[name])
+        answer = fleet.post("/fleet/reload")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "bad_file")
+        fleet.workers.append(fleet.worker("b"))
+        fleet.write()
+        assert fleet.post("/fleet/reload").status_code == 202
+        until(lambda: fleet.serving("b"))
+        assert fleet.seen("a")["pid"] == pid
+        assert psutil.Process(fleet.process.pid).memory_info().rss < 250 * 2**20
+    assert fleet.process.returncode == 0
 
 
 def test_the_supervisor_answers_while_no_worker_does(tmp_path: Path) -> None:

@@ -362,4 +362,4 @@ def test_aliases_that_stand_for_gigabytes_are_an_error() -> None:
 
 
 def test_values_within_values_without_end_are_an_error() -> None:
-    assert problems("[" * 5000 + "]" * 5000) == ["too many values within each other"]
+    assert problems("[" * 5000 + "]" * 5000) == ["more than 64 values within each other"]

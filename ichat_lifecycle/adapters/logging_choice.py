@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
+from ichat_lifecycle.input_file import read_input
 
 ACCESS = "uvicorn.access"
 FILE_FIELD = "--logging-config.pylogging_config_file"
 FILE_FLAG, FILE_VARIABLE = "--log-config-file", "VLLM_LOGGING_CONFIG_PATH"
+FILE_LIMIT = 2**20  # bytes
 SWITCH_VARIABLE, LEVEL_VARIABLE = "VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_LEVEL"
 
 
@@ -127,10 +129,10 @@ def check_file(path: str, source: str, environment: Mapping[str, str]) -> None:
             hint="unset one of them",
         )
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputMissingError(f"{source} {path}: {error.strerror}") from error
-    except ValueError as error:
+        content = json.loads(read_input(path, FILE_LIMIT))
+    except InputMissingError as error:
+        raise InputMissingError(f"{source} {error.message}", hint=error.hint) from error
+    except (ValueError, RecursionError) as error:
         raise ArgumentsError(f"{source} {path}: not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ArgumentsError(f"{source} {path}: expected a JSON object, a dictConfig of Python's")

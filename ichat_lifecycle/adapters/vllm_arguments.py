@@ -19,6 +19,7 @@ from ichat_lifecycle.arguments import ParsedArguments, parse
 from ichat_lifecycle.credentials import API_KEY_FLAG, HUB_TOKEN_FLAG, header_value
 from ichat_lifecycle.errors import ArgumentsError, LifecycleError
 from ichat_lifecycle.gpus import gpus_needed
+from ichat_lifecycle.input_file import kind_instead
 from ichat_lifecycle.ports import PhaseReport
 from ichat_lifecycle.refusals import refuse_variables
 
@@ -139,6 +140,9 @@ class VllmArguments:
         if not given or self.layout.load_chat_template is None:
             return
         shown = "(given as text)" if set(given) & set("{}\n") else given
+        # vLLM reads it once more, and would wait for somebody who writes.
+        if (kind := kind_instead(given)) is not None:
+            raise ArgumentsError(f"--chat-template {shown}: {kind}, not a file")
         try:
             wrong = syntax_error(self.layout.load_chat_template(given))
         except (OSError, ValueError) as error:  # a directory, or what is no text

@@ -19,6 +19,7 @@ from ichat_lifecycle.adapters.parent import follow
 from ichat_lifecycle.adapters.vllm_arguments import VllmArguments, import_error
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments
+from ichat_lifecycle.document import brief
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.engine_argv import WrongKey, engine_argv
 from ichat_lifecycle.fleet.engine_words import from_wire
@@ -70,6 +71,9 @@ def _answer(layout: Layout, worker: Mapping[str, Any]) -> Mapping[str, Any]:
             headers = _headers(arguments.parse_now())
         except LifecycleError as error:
             found = [asdict(WrongKey(None, error.message, error.hint))]
+        except Exception as error:  # vLLM's own code, on a value that it did not expect
+            what = f"vLLM's parser fails: {type(error).__name__}: {error}"
+            found = [asdict(WrongKey(None, brief(what)))]
     return {"words": words, "wrong": found, "headers": headers}
 
 

@@ -3,16 +3,15 @@ certificates that are not there."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ichat_lifecycle.adapters.advertise import gateway_host, is_here, is_loopback
+from ichat_lifecycle.adapters.sockets import UDS_PATH_MAX
 from ichat_lifecycle.adapters.tls import Tls
 from ichat_lifecycle.credentials import header_value
 from ichat_lifecycle.document import Document, Problem
@@ -21,6 +20,7 @@ from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.fleet.load import FLEET, SERVER, Fleet, Planned
 from ichat_lifecycle.fleet.ports import Listener
 from ichat_lifecycle.gpus import gpus_needed
+from ichat_lifecycle.input_file import kind_instead
 from ichat_lifecycle.preflight import Scan, check_model
 from ichat_lifecycle.redact import redact
 from ichat_lifecycle.scalars import Location, is_null
@@ -128,13 +128,16 @@ def _models(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
 
 def _is_elsewhere(path: str) -> bool:
     """Where even the directory around it is not there, it is on another machine."""
-    return not Path(path).parent.exists()
+    # os.path, because pathlib raises for a path that is too long.
+    return not os.path.exists(os.path.dirname(path) or ".")  # noqa: PTH110, PTH120
 
 
 # Files --------------------------------------------------------------------------------------------
 
 _CERTIFICATES = ("ssl_certfile", "ssl_keyfile")
 _TLS_FILES = (*_CERTIFICATES, "ssl_ca_certs")
+# What vLLM reads as a file. A template may also be given as text.
+_FILES = (*_TLS_FILES, "config", "log_config_file", "chat_template")
 
 
 def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
@@ -146,9 +149,22 @@ def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
                 continue
             if not isinstance(path, str) or not path or "\0" in path:
                 yield Problem(place, f"{said} expected a path")
+            elif key == "uds" and len(path.encode()) > UDS_PATH_MAX:
+                yield Problem(place, f"{said} more than {UDS_PATH_MAX} bytes, which none can have")
             elif key in _CERTIFICATES and not os.access(path, os.R_OK):
                 elsewhere = not here and _is_elsewhere(path)
                 yield Problem(place, f"{said} {path} cannot be read", doubt=elsewhere)
+        for key in _FILES:
+            value = _vllm_value(worker, key)
+            kind = kind_instead(value) if isinstance(value, str) else None
+            if kind is not None:
+                place = document.place(worker.at(key if key in worker.keys else _dashed(key)))
+                what = f"{worker.config.shown_name}: {key}: {value} is {kind}, not a file"
+                yield Problem(place, what, "give a regular file: it is read more than once")
+
+
+def _dashed(key: str) -> str:
+    return key.replace("_", "-")
 
 
 def _tls(fleet: Fleet, document: Document) -> Iterator[Problem]:
@@ -158,6 +174,8 @@ def _tls(fleet: Fleet, document: Document) -> Iterator[Problem]:
         paths = [given[key] for key in _TLS_FILES if key in given]
         if not all(isinstance(path, str) and os.access(path, os.R_OK) for path in paths):
             continue
+        if any(map(kind_instead, paths)):
+            continue  # _files complains of it
         try:
             Tls.of(given.get).check()
         except ArgumentsError as error:
@@ -179,15 +197,21 @@ class _Wish:
     at: Location
     derived: bool = False  # from another port
 
+    def rivals(self, other: _Wish) -> bool:
+        return other.where.collides(self.where) and not (self.derived and other.derived)
+
 
 def _ports(fleet: Fleet, document: Document) -> Iterator[Problem]:
-    for one, other in itertools.combinations(_wishes(fleet), 2):
-        if one.where.collides(other.where) and not (one.derived and other.derived):
-            line = document.place(one.at).line
+    before: list[_Wish] = []
+    for wish in _wishes(fleet):
+        # The first one is enough: two hundred workers on one port are two hundred problems.
+        one = next(filter(wish.rivals, before), None)
+        before.append(wish)
+        if one is not None:
             yield Problem(
-                document.place(other.at),
-                f"{other.what}: {other.where.uds or other.where.port} is taken by {one.what}",
-                f"see line {line}",
+                document.place(wish.at),
+                f"{wish.what}: {wish.where.uds or wish.where.port} is taken by {one.what}",
+                f"see line {document.place(one.at).line}",
             )
 
 
@@ -289,7 +313,7 @@ def _enough_gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
 
 def _vllm_value(worker: Planned, name: str) -> Any:
     keys = worker.config.vllm
-    return keys.get(name, keys.get(name.replace("_", "-")))
+    return keys.get(name, keys.get(_dashed(name)))
 
 
 def _utilization(worker: Planned) -> float:

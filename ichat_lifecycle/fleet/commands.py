@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from ichat_lifecycle.document import brief
 from ichat_lifecycle.errors import LifecycleError, report
 from ichat_lifecycle.fleet.engine_words import NoEngineError
 from ichat_lifecycle.fleet.gateway import RunningGateway
@@ -15,6 +16,7 @@ from ichat_lifecycle.fleet.plans import read_plans
 from ichat_lifecycle.fleet.schema import file_schema
 from ichat_lifecycle.redact import Secrets
 
+LINE_MAX = 10_000  # characters
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -55,7 +57,8 @@ def check(args: argparse.Namespace) -> int:
         print(_scrub()(doubt.told(args.file)), file=sys.stderr)
     for plan in found.plans:
         gpus = "" if plan.gpu_ids is None else f", GPU {', '.join(map(str, plan.gpu_ids))}"
-        print(f"{plan.name}: {plan.model} on {plan.address}{gpus}")
+        where = found.as_written(plan.address) if plan.uds else plan.address
+        print(brief(f"{plan.name}: {plan.model} on {where}{gpus}", LINE_MAX))
     return 0
 
 

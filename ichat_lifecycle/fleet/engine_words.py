@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
+from ichat_lifecycle.adapters.asked_process import ask_process
+from ichat_lifecycle.document import brief
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.engine_argv import WrongKey
 from ichat_lifecycle.scalars import Plain
@@ -17,6 +20,7 @@ from ichat_lifecycle.scalars import Plain
 # -P: as workers are run, without the directory where `up` was started.
 PROGRAM = (sys.executable, "-P", "-m", "ichat_lifecycle.adapters.vllm_words")
 TIMEOUT_S = 180.0
+ANSWER_MAX = 16 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,48 @@ class NoEngineError(LifecycleError):
     """There is no vLLM here that could be asked."""
 
 
-def _wrong_key(found: Mapping[str, Any]) -> WrongKey:
-    return WrongKey(**{**found, "at": tuple(found.get("at", ()))})
+# The answer as it has to be: what vLLM and its plugins do to that process is not known.
+_Word = Annotated[str, Field(strict=True, pattern=r"^[^\x00]*$")]
+_Names = Annotated[list[_Word] | None, Field(strict=True)]
+
+
+class _Wrong(BaseModel):
+    key: str | None
+    message: str
+    hint: str | None = None
+    at: tuple[str | int, ...] = ()
+
+    def as_key(self) -> WrongKey:
+        return WrongKey(self.key, self.message, self.hint, self.at)
+
+
+class _Headers(BaseModel):
+    allowed_origins: _Names = None
+    allowed_methods: _Names = None
+    allowed_headers: _Names = None
+    allow_credentials: bool = False
+    enable_request_id_headers: bool = False
+
+
+class _Worker(BaseModel):
+    words: list[_Word]
+    wrong: list[_Wrong]
+    headers: _Headers
+
+    def as_answer(self) -> Answer:
+        wrong = tuple(one.as_key() for one in self.wrong)
+        return Answer(tuple(self.words), wrong, AnswerHeaders.of(self.headers.model_dump()))
+
+
+class _Failed(BaseModel):
+    root_cause: str | None = None
+    hint: str | None = None
+
+
+class _Found(BaseModel):
+    failed: _Failed | None = None
+    error: str | None = None
+    workers: list[_Worker] = []
 
 
 def to_wire(value: Any) -> Any:
@@ -90,7 +134,7 @@ def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) ->
 
     Raises:
         NoEngineError: vLLM is not there, or not one that is supported.
-        LifecycleError: the process has failed.
+        LifecycleError: the process has failed, or its answer is not one.
     """
     given = [
         {
@@ -102,32 +146,23 @@ def ask_vllm(questions: Sequence[Question], program: Sequence[str] = PROGRAM) ->
         for question in questions
     ]
     try:
-        done = subprocess.run(
-            program,
-            input=json.dumps(given),
-            capture_output=True,
-            encoding="utf-8",  # as the program writes, whatever the locale is
-            errors="replace",
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        found = json.loads(done.stdout)
-    except subprocess.TimeoutExpired as error:
+        said = ask_process(program, json.dumps(given).encode(), TIMEOUT_S, ANSWER_MAX)
+    except OSError as error:  # no process, or no descriptor, is left
+        raise LifecycleError("vLLM's parser cannot be run", root_cause=str(error)) from error
+    if said is None:
         raise LifecycleError(
             f"vLLM's parser has not answered within {TIMEOUT_S:g} s", code="no_answer"
-        ) from error
-    except json.JSONDecodeError as error:
-        last = (done.stderr.strip().splitlines() or ["no word of it"])[-1]
-        raise LifecycleError("vLLM's parser has failed", root_cause=last) from error
-    if "failed" in found:
-        raise LifecycleError("vLLM's import has failed", **found["failed"])
-    if "error" in found:
-        raise NoEngineError(found["error"], code="no_engine")
-    return [
-        Answer(
-            tuple(one["words"]),
-            tuple(map(_wrong_key, one["wrong"])),
-            AnswerHeaders.of(one["headers"]),
         )
-        for one in found["workers"]
-    ]
+    try:
+        found = _Found.model_validate_json(said.answer)
+    except ValidationError as error:
+        last = brief(said.last_line) or "no word of it"
+        raise LifecycleError("vLLM's parser has failed", root_cause=last) from error
+    if found.failed is not None:
+        raise LifecycleError("vLLM's import has failed", **found.failed.model_dump())
+    if found.error is not None:
+        raise NoEngineError(found.error, code="no_engine")
+    if len(found.workers) != len(questions):
+        what = f"{len(found.workers)} answers to {len(questions)} questions"
+        raise LifecycleError("vLLM's parser has failed", root_cause=what)
+    return [worker.as_answer() for worker in found.workers]

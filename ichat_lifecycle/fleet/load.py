@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ichat_lifecycle.config import Settings
-from ichat_lifecycle.document import Document, Place, Problem, read
+from ichat_lifecycle.config import SHOWN, Settings
+from ichat_lifecycle.document import VALUES_MAX, Document, Place, Problem, brief, read
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.file_kinds import Kind, kind_of
 from ichat_lifecycle.fleet.models import (
@@ -41,6 +41,10 @@ SECTIONS = (SERVER, WORKERS, DEFAULTS, LIFECYCLE, FLEET)
 _NO_DEFAULT = ("name", "model_name", "port", "control_port", "advertise_port", "worker_id")
 # vLLM's keys that settings depend on; the later ones win.
 _SEEN_EARLY = ("config", "shutdown-timeout", "shutdown_timeout")
+WORKERS_MAX = 256  # of one supervisor; each of them is an engine
+# What `defaults` and `lifecycle` stand for: each worker has a copy of them.
+COPIED_MAX = 10 * VALUES_MAX
+_NAME_SHOWN = 60  # characters
 _TYPO = 0.7  # so alike are a key of iChat's Gateway that we know and one that was meant to be it
 
 
@@ -139,7 +143,7 @@ class _Reader:
     def complain_of_unknown_sections(self) -> None:
         for name in self._data:
             if name not in SECTIONS:
-                self._tell((name,), f"{name}: no such section", _meant(name, SECTIONS))
+                self._tell((name,), f"{brief(name)}: no such section", _meant(name, SECTIONS))
 
     def section(self, name: str, model: type[Model]) -> Model | None:
         """A section as its model has it; None where something is wrong with it."""
@@ -163,6 +167,13 @@ class _Reader:
         if not isinstance(found, list) or not found:
             self._tell((WORKERS,), f"{WORKERS}: expected a list of at least one worker")
             return
+        if len(found) > WORKERS_MAX:
+            self._tell((WORKERS, WORKERS_MAX), f"{WORKERS}: more than {WORKERS_MAX} workers")
+            return
+        if (_size(self._defaults) + _size(self._common)) * len(found) > COPIED_MAX:
+            what = f"{DEFAULTS} and {LIFECYCLE}: too many values for {len(found)} workers"
+            self._tell((DEFAULTS if self._defaults else LIFECYCLE,), what)
+            return
         for number, own in enumerate(found):
             location = (WORKERS, number)
             if isinstance(own, dict):
@@ -178,7 +189,8 @@ class _Reader:
         # A null takes a default back.
         data = {key: value for key, value in data.items() if not is_null(value)}
         told = data.get("name") or data.get("model_name")
-        name = str(told) if isinstance(told, str | int | float) else f"worker {location[1]}"
+        known = isinstance(told, str | int | float)
+        name = brief(str(told), _NAME_SHOWN) if known else f"worker {location[1]}"
         # Its deadlines and budgets have a model of their own.
         rest = {k: v for k, v in data.items() if k != LIFECYCLE or not isinstance(v, dict)}
         config = self._validated(WorkerConfig, rest, origins, name)
@@ -306,8 +318,14 @@ def _complaint(
             return f"{name} is missing", None
         case _:
             hidden |= isinstance(error["input"], dict | list)  # a secret may be in it
-            hint = None if hidden else f"it is {error['input']!r}"
+            hint = None if hidden else f"it is {brief(repr(error['input']), SHOWN)}"
             return f"{name}: {_lower(error['msg'].removeprefix('Value error, '))}", hint
+
+
+def _size(value: Any) -> int:
+    """How many values are in it, itself included."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_size, inner))
 
 
 def _lower(text: str) -> str:

@@ -19,7 +19,15 @@ from pydantic import (
 )
 
 from ichat_lifecycle.adapters.advertise import advertisable
-from ichat_lifecycle.config import Seconds
+from ichat_lifecycle.adapters.parent import SUPERVISOR_VARIABLE
+from ichat_lifecycle.adapters.sd_notify import (
+    SOCKET_VARIABLE,
+    WATCHDOG_PID_VARIABLE,
+    WATCHDOG_VARIABLE,
+)
+from ichat_lifecycle.adapters.sockets import UDS_PATH_MAX
+from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
+from ichat_lifecycle.config import TOKEN_VARIABLE, Seconds
 from ichat_lifecycle.fleet.ports import Listener
 from ichat_lifecycle.gpus import UUID, GpuId, parse_gpu_ids
 
@@ -36,14 +44,61 @@ def _number(value: Any) -> Any:
 
 Port = Annotated[int, Field(ge=1, le=PORT_MAX, strict=True), BeforeValidator(_number)]
 AnyPort = Annotated[int, Field(ge=0, le=PORT_MAX, strict=True), BeforeValidator(_number)]
-Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+# Characters. Linux has 4096 for a path and 255 for a host; names are parts of paths and of lines.
+NAME_MAX, PATH_MAX, HOST_MAX, MODEL_NAME_MAX, ADDRESS_MAX = 100, 4095, 255, 1000, 2000
+PARALLEL_MAX = 1000
+TOKENS_MAX = 2**31 - 1
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _one_line(text: str) -> str:
+    found = _CONTROL.search(text)
+    if found:
+        raise ValueError(f"character {found.start() + 1} is a control character")
+    return text
+
+
+_LINE = AfterValidator(_one_line)
+Name = Annotated[str, Field(max_length=NAME_MAX), _LINE]
+Host = Annotated[str, Field(max_length=HOST_MAX), _LINE]
+PathName = Annotated[str, Field(min_length=1, max_length=PATH_MAX), _LINE]
+ModelName = Annotated[str, Field(min_length=1, max_length=MODEL_NAME_MAX), _LINE]
+GatewayAddress = Annotated[str, Field(max_length=ADDRESS_MAX), _LINE]
+
+
+def _socket_path(path: str) -> str:
+    if len(path.encode()) > UDS_PATH_MAX:
+        raise ValueError(f"the path of a Unix socket has at most {UDS_PATH_MAX} bytes")
+    return path
+
+
+SocketPath = Annotated[str, AfterValidator(_socket_path), _LINE]
 _ONE_GPU = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": UUID}]}
 GpuIds = Annotated[
     list[GpuId],
     BeforeValidator(lambda value: list(parse_gpu_ids(value))),
     WithJsonSchema({"anyOf": [{"type": "array", "items": _ONE_GPU}, *_ONE_GPU["anyOf"]]}),
 ]
-Variables = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Text]
+# What the supervisor sets for each worker, or keeps for itself.
+OWN_VARIABLES = (
+    SOCKET_VARIABLE,
+    WATCHDOG_VARIABLE,
+    WATCHDOG_PID_VARIABLE,
+    SUPERVISOR_VARIABLE,
+    TOKEN_VARIABLE,
+    FLEET_TOKEN_VARIABLE,
+)
+
+
+def _free_variable(name: str) -> str:
+    if name in OWN_VARIABLES:
+        raise ValueError("the supervisor sets this variable itself")
+    return name
+
+
+Variables = dict[
+    Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_free_variable)], str
+]
 
 
 class _Strict(BaseModel):
@@ -57,13 +112,13 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    host: str = Field("0.0.0.0", description="where the Gateway listens")
+    host: Host = Field("0.0.0.0", description="where the Gateway listens")
     port: Port = Field(DEFAULT_GATEWAY_PORT, description="where the Gateway listens")
-    log_level: str = Field("info", description="the Gateway's, and its workers'")
+    log_level: Name = Field("info", description="the Gateway's, and its workers'")
     heartbeat_timeout: Seconds = Field(
         30, gt=0, description="after which the Gateway takes a silent worker for dead"
     )
-    gateway_address: str | None = Field(
+    gateway_address: GatewayAddress | None = Field(
         None, description="of a Gateway that runs: every worker registers there"
     )
 
@@ -82,15 +137,17 @@ class CrashLoop(_Strict):
 class FleetSettings(_Strict):
     """The supervisor."""
 
-    host: str = Field("127.0.0.1", description="where it listens")
+    host: Host = Field("127.0.0.1", description="where it listens")
     port: AnyPort | None = Field(
         None,
         description="default: the Gateway's port + 10000, or any free one where that is taken; "
         "0: any free one",
     )
-    uds: str | None = Field(None, description="a Unix socket instead of host and port")
-    token: Text | None = Field(None, description="what changes something has to show it")
-    max_parallel_starts: int = Field(2, ge=1, description="workers that load at the same time")
+    uds: SocketPath | None = Field(None, description="a Unix socket instead of host and port")
+    token: str | None = Field(None, description="what changes something has to show it")
+    max_parallel_starts: int = Field(
+        2, ge=1, le=PARALLEL_MAX, description="workers that load at the same time"
+    )
     watchdog: Seconds = Field(
         60, ge=0, description="a worker that tells nothing for so long is killed; 0: none is"
     )
@@ -104,15 +161,16 @@ class WorkerConfig(BaseModel):
 
     name: str | None = Field(
         None,
+        max_length=NAME_MAX,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="what it is called in the fleet; default: model_name",
     )
-    model_name: str = Field(min_length=1, description="what requests call the model")
-    model_path: str = Field(min_length=1, description="a local directory, or ORG/NAME of a hub")
+    model_name: ModelName = Field(description="what requests call the model")
+    model_path: PathName = Field(description="a local directory, or ORG/NAME of a hub")
     backend: Literal["vllm"] = Field("vllm", description="the only one there is")
-    host: str = Field("127.0.0.1", description="where its main port listens")
+    host: Host = Field("127.0.0.1", description="where its main port listens")
     port: Port = Field(description="its main port")
-    control_host: str = Field("127.0.0.1", description="where its control plane listens")
+    control_host: Host = Field("127.0.0.1", description="where its control plane listens")
     control_port: AnyPort | None = Field(
         None,
         description="default: port + 10000, or any free one where that is taken; 0: any free one",
@@ -121,11 +179,15 @@ class WorkerConfig(BaseModel):
         None, description="the GPUs it sees, by number or UUID; default: all"
     )
     share_gpus: bool = Field(False, description="it may share them whatever the memory adds up to")
-    tokenizer_path: str | None = Field(None, description="default: the model's own")
-    context_length: int | None = Field(None, ge=1, description="tokens; vLLM's --max-model-len")
-    gateway_address: str | None = Field(None, description="default: that of server_settings")
-    worker_id: str | None = Field(None, description="default: the host's name and its own")
-    advertise_host: Annotated[str, AfterValidator(advertisable)] | None = Field(
+    tokenizer_path: PathName | None = Field(None, description="default: the model's own")
+    context_length: int | None = Field(
+        None, ge=1, le=TOKENS_MAX, description="tokens; vLLM's --max-model-len"
+    )
+    gateway_address: GatewayAddress | None = Field(
+        None, description="default: that of server_settings"
+    )
+    worker_id: Name | None = Field(None, description="default: the host's name and its own")
+    advertise_host: Annotated[Host, AfterValidator(advertisable)] | None = Field(
         None,
         description="where the Gateway reaches it; default: host, or the address of the interface "
         "that leads to the Gateway",
@@ -144,7 +206,7 @@ class WorkerConfig(BaseModel):
     def shown_name(self) -> str:
         """What it is called in the fleet: a part of paths."""
         plain = re.sub(r"[^\w.-]+", "-", self.model_name).lstrip("-.")
-        return self.name or plain or "model"
+        return self.name or plain[:NAME_MAX] or "model"
 
     @property
     def vllm(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ import yaml
 
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
 from ichat_lifecycle.config import Settings
-from ichat_lifecycle.document import Document, Place, Problem
-from ichat_lifecycle.errors import ArgumentsError
+from ichat_lifecycle.document import Document, Place, Problem, brief
+from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.fleet.checks import complain, control_of
+from ichat_lifecycle.fleet.command_size import too_large
 from ichat_lifecycle.fleet.engine_argv import UNKNOWN
 from ichat_lifecycle.fleet.engine_words import Answer, Asker, NoEngineError, Question, ask_vllm
 from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.load import Fleet, Planned, load, wrong
 from ichat_lifecycle.fleet.models import WorkerConfig
 from ichat_lifecycle.fleet.ports import KILL_MARGIN_S, Plan
+from ichat_lifecycle.input_file import read_input
 from ichat_lifecycle.redact import SECRET_LENGTH_MIN, Secrets, is_secret, secrets_in
 from ichat_lifecycle.scalars import is_null
 from ichat_lifecycle.secret_words import apart
@@ -40,6 +42,7 @@ _LEVELS = {
     "fatal": "error",
 }
 _API_KEY, API_KEY_VARIABLE = "api_key", "VLLM_API_KEY"
+TOLD_MAX = 100  # problems: what more of them there are is counted
 CERTIFICATE_LIMIT = 4 * 2**20  # bytes of a file that are looked at
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
 
@@ -49,8 +52,10 @@ class BadFileError(ArgumentsError):
 
     def __init__(self, path: Path, problems: list[Problem]) -> None:
         what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{path}: {what}", code="bad_file")
-        self.told = [problem.told(path) for problem in problems]
+        super().__init__(f"{brief(str(path))}: {what}", code="bad_file")
+        self.told = [problem.told(path) for problem in problems[:TOLD_MAX]]
+        if len(problems) > TOLD_MAX:
+            self.told.append(f"{brief(str(path))}: and {len(problems) - TOLD_MAX} more problems")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +65,13 @@ class Reading:
     Attributes:
         plans: in the order of the file.
         doubts: what could not be known on this machine.
+        as_written: gives a text with `${NAME}` in place of what variables gave, to be shown.
     """
 
     content: Fleet
     plans: tuple[Plan, ...]
     doubts: tuple[Problem, ...] = ()
+    as_written: Callable[[str], str] = str
 
 
 def read_plans(
@@ -88,7 +95,7 @@ def read_plans(
     """
     content, document = load(path, environment)
     if content is None:
-        raise BadFileError(path, document.problems)
+        raise BadFileError(path, _masked(document))
     if gateway is not None:
         content = _registered(content, gateway)
     complain(content, document, here=here)
@@ -102,12 +109,23 @@ def read_plans(
     document.problems += [
         p for worker, answer in pairs for p in _problems(worker, answer, document)
     ]
+    plans = tuple(_plan(worker, answer, content) for worker, answer in pairs)
+    for (worker, _), plan in zip(pairs, plans, strict=True):
+        document.problems += _sizes(worker, plan, environment, document)
     document.problems.sort(key=lambda problem: problem.place)
     if wrong(document):
-        raise BadFileError(path, document.problems)
-    plans = tuple(_plan(worker, answer, content) for worker, answer in pairs)
+        raise BadFileError(path, _masked(document))
     exposed = _exposed(path, document, environment)
-    return Reading(content, plans, (*document.problems, *exposed))
+    return Reading(content, plans, (*_masked(document), *exposed), document.as_written)
+
+
+def _masked(document: Document) -> list[Problem]:
+    """The problems without the values of variables: a path in a message may hold one."""
+    written = document.as_written
+    return [
+        replace(one, message=written(one.message), hint=one.hint and written(one.hint))
+        for one in document.problems
+    ]
 
 
 def _exposed(path: Path, document: Document, environment: Mapping[str, str]) -> Iterator[Problem]:
@@ -166,6 +184,21 @@ def _problems(worker: Planned, answer: Answer, document: Document) -> Iterator[P
         yield Problem(document.place(at), secrets.scrub(what), hint and secrets.scrub(hint))
 
 
+def _sizes(
+    worker: Planned, plan: Plan, environment: Mapping[str, str], document: Document
+) -> Iterator[Problem]:
+    for what, why in too_large(plan.argv, plan.env, environment):
+        at, said = worker.own, why
+        if what in plan.env:
+            at = (*worker.at("env"), str(what))
+        elif what is not None:
+            flag = what if what.startswith("--") else plan.argv[plan.argv.index(what) - 1]
+            name = flag.partition("=")[0]
+            key = "lifecycle" if name == "--set" else _key_in(name, worker)
+            at, said = worker.at(key), f"{key}: {why}"
+        yield Problem(document.place(at), f"{worker.config.shown_name}: {said}")
+
+
 def _key_in(message: str, worker: Planned) -> str:
     """The key whose flag a message is about; the worker's first one where none is."""
     for flag in _FLAG.findall(message):
@@ -204,9 +237,8 @@ def _digest(*paths: str | None) -> str:
     found = hashlib.sha256()
     for path in filter(None, paths):
         try:
-            with Path(path).open("rb") as file:
-                found.update(hashlib.sha256(file.read(CERTIFICATE_LIMIT)).digest())
-        except OSError:
+            found.update(hashlib.sha256(read_input(path, CERTIFICATE_LIMIT)).digest())
+        except InputMissingError:
             return ""
     return found.hexdigest() if any(paths) else ""
 

@@ -59,6 +59,7 @@ from ichat_lifecycle.redact import Secrets
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
 RETRY_S, LONGEST_RETRY_S = 5, 30
+READING_S = 240.0  # with what vLLM's parser may take; a file system that hangs never answers
 LOOK_S, LOOK_SHARE = 1.0, 0.05  # of a core, at most
 
 Reader = Callable[[], Reading]
@@ -148,7 +149,16 @@ class Supervisor:
 
     async def _read_file(self) -> Reading:
         log.info("reading", file=self.file)
-        found = await in_thread(self._read, "reading the file")
+        try:
+            async with asyncio.timeout(READING_S):
+                found = await in_thread(self._read, "reading the file")
+        except TimeoutError as error:
+            # Its thread goes on, and holds up nobody: the next reload has one of its own.
+            raise LifecycleError(
+                f"{self.file}: not read within {READING_S:g} s",
+                code="not_read",
+                hint="look at the file systems of the file, and of the paths in it",
+            ) from error
         self._hidden.add(found.content.fleet.token)
         for plan in found.plans:
             self._hidden.collect(plan.env, plan.secret_argv)
