@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from ichat_lifecycle.config_scalars import check_config
+from ichat_lifecycle.document import Problem, brief
 from ichat_lifecycle.document import parse as parse_yaml
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.file_kinds import Kind, kind_of
 from ichat_lifecycle.gpus import GpuId, parse_gpu_ids
 from ichat_lifecycle.input_file import TooLargeError, read_input
 from ichat_lifecycle.refusals import refuse_flags
-from ichat_lifecycle.yaml_nodes import TEXT_MAX
+from ichat_lifecycle.yaml_nodes import TEXT_MAX, YamlError, as_loaded
 
 PORT_MAX = 65535
 
@@ -183,7 +182,7 @@ def gpu_ids_of(value: Any, source: str) -> tuple[GpuId, ...]:
     try:
         return parse_gpu_ids(value)
     except ValueError as error:
-        got = "nothing" if value is True else repr(value)  # a flag without a value
+        got = "nothing" if value is True else brief(repr(value))  # a flag without a value
         raise ArgumentsError(f"{source}: {error}, got {got}") from error
 
 
@@ -389,7 +388,11 @@ def read_config(path: Path) -> dict[str, Any]:
     # First by our own reader: what it takes is small, whatever the aliases in it repeat.
     for problem in parse_yaml(text).problems:
         raise ArgumentsError(f"--config {problem.told(path)}")
-    content = yaml.safe_load(text)
+    try:
+        content = as_loaded(text)
+    except YamlError as error:
+        problem = Problem(error.place, error.message, "quote the value")
+        raise ArgumentsError(f"--config {problem.told(path)}") from error
     if not isinstance(content, dict):
         raise ArgumentsError(f"--config {path}: expected lines such as 'port: 8000'")
     kind = kind_of(content)

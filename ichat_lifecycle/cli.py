@@ -304,6 +304,7 @@ def _with_config_file(typed: list[str], rest: list[str]) -> argparse.Namespace:
     """
     from ichat_lifecycle.arguments import as_flag, config_path, read_config
     from ichat_lifecycle.config_scalars import check_config
+    from ichat_lifecycle.document import brief
     from ichat_lifecycle.errors import ArgumentsError
 
     path = config_path(rest)
@@ -318,7 +319,7 @@ def _with_config_file(typed: list[str], rest: list[str]) -> argparse.Namespace:
         words = (word for flag, value in ours.items() for word in _words(flag, value))
         found = parser.parse_args(list(words))
     except ValueError as error:
-        raise ArgumentsError(f"--config {path}: {error}") from error
+        raise ArgumentsError(f"--config {path}: {brief(str(error))}") from error
     parser.set_defaults(**vars(found))  # what was typed still wins
     return parser.parse_known_args(typed)[0]
 

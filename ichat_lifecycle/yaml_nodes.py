@@ -6,6 +6,7 @@ YAML: both end here, with the place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +63,29 @@ def nodes_of(text: str) -> yaml.Node | None:
     """
     if len(text) > TEXT_MAX:
         raise YamlError(Place(1, 1), TOO_LARGE)
+    node: yaml.Node | None = _guarded(text, lambda loader: loader.get_single_node())
+    return node
+
+
+def as_loaded(text: str) -> Any:
+    """Return what PyYAML's own safe loader makes of a text, such as numbers for dates.
+
+    Only for a text that our own reader has taken: aliases and merges are not counted.
+
+    Raises:
+        YamlError: it takes something for another type, and then cannot read it: 2024-13-45.
+    """
+    return _guarded(text, lambda loader: loader.get_single_data())
+
+
+def _guarded(text: str, load: Callable[[_Loader], Any]) -> Any:
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         what = f"not YAML: the character U+{error.character:04X} cannot stand here"
         raise YamlError(place_in(text, error.position), what) from None
     try:
-        return loader.get_single_node()
+        return load(loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = place_of(mark) if mark else Place(1, 1)

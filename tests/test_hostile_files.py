@@ -22,11 +22,12 @@ from pathlib import Path
 import pytest
 from waiting import until
 
+from ichat_lifecycle import cli
 from ichat_lifecycle.adapters.chat_template import syntax_error
 from ichat_lifecycle.adapters.logging_choice import check_file
 from ichat_lifecycle.adapters.vllm_arguments import VllmArguments
 from ichat_lifecycle.adapters.vllm_layout import Layout
-from ichat_lifecycle.arguments import read_config
+from ichat_lifecycle.arguments import gpu_ids_of, read_config
 from ichat_lifecycle.cli import build_parser
 from ichat_lifecycle.config import SECONDS_MAX, Settings, load_settings
 from ichat_lifecycle.document import KEY_MAX, brief, parse
@@ -215,6 +216,7 @@ def test_messages_are_short_and_plain() -> None:
         (", config: pipe.yaml", "2:45: a: config: pipe.yaml is a pipe, not a file"),
         (", ssl_certfile: pipe", "2:45: a: ssl_certfile: pipe is a pipe, not a file"),
         (", ssl_ca_certs: /dev/zero", "2:45: a: ssl_ca_certs: /dev/zero is a device, not a file"),
+        (", ssl_ca_certs: [m]", "2:45: a: ssl_ca_certs: expected a path"),
         (", ssl_certfile: m", "2:45: a: ssl_certfile: m is a directory, not a file"),
         (", log-config-file: m", "2:45: a: log_config_file: m is a directory, not a file"),
         (f", x: {'y' * 132_000}", "2:45: a: x: 132,004 bytes in one argument or variable: at most"),
@@ -376,6 +378,25 @@ def test_a_bomb_in_vllms_config_file_or_in_ours_is_defused(name: str) -> None:
         assert str(path) in caught.value.line()
         assert len(caught.value.line()) < 2000
     assert time.process_time() - began < SOON_S
+
+
+@pytest.mark.parametrize("text", ["=", "2024-13-45", "!!timestamp 9"])
+def test_what_vllms_reader_cannot_read_has_to_be_quoted(text: str) -> None:
+    """It would end its reading with an exception of any kind."""
+    Path("vllm.yaml").write_text(f"model: org/m\nrevision: {text}\n")
+    with pytest.raises(ArgumentsError, match=r"^--config vllm\.yaml:\d:\d+: .*\(quote the value\)"):
+        read_config(Path("vllm.yaml"))
+
+
+def test_a_wrong_value_without_end_is_cut() -> None:
+    Path("vllm.yaml").write_text(f"model: org/m\ncontrol-port: {'k' * 100_000}\n")
+    words = ["--config", "vllm.yaml"]
+    with pytest.raises(ArgumentsError) as caught:
+        cli._with_config_file(words, words)
+    assert len(caught.value.line()) < 1000
+    with pytest.raises(ArgumentsError) as caught:
+        gpu_ids_of("k" * 100_000, "--gpu-ids")
+    assert len(caught.value.line()) < 1000
 
 
 @pytest.mark.parametrize(

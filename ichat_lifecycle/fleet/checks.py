@@ -134,15 +134,14 @@ def _is_elsewhere(path: str) -> bool:
 
 # Files --------------------------------------------------------------------------------------------
 
-_CERTIFICATES = ("ssl_certfile", "ssl_keyfile")
-_TLS_FILES = (*_CERTIFICATES, "ssl_ca_certs")
+_TLS_FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
 # What vLLM reads as a file. A template may also be given as text.
 _FILES = (*_TLS_FILES, "config", "log_config_file", "chat_template")
 
 
 def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
     for worker in fleet.workers:
-        for key in ("uds", *_CERTIFICATES):
+        for key in ("uds", *_TLS_FILES):
             path, said = worker.config.vllm.get(key), f"{worker.config.shown_name}: {key}:"
             place = document.place(worker.at(key))
             if is_null(path):
@@ -151,7 +150,7 @@ def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
                 yield Problem(place, f"{said} expected a path")
             elif key == "uds" and len(path.encode()) > UDS_PATH_MAX:
                 yield Problem(place, f"{said} more than {UDS_PATH_MAX} bytes, which none can have")
-            elif key in _CERTIFICATES and not os.access(path, os.R_OK):
+            elif key in _TLS_FILES and not os.access(path, os.R_OK):
                 elsewhere = not here and _is_elsewhere(path)
                 yield Problem(place, f"{said} {path} cannot be read", doubt=elsewhere)
         for key in _FILES:

@@ -212,7 +212,9 @@ def _key_in(message: str, worker: Planned) -> str:
 def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
     config = worker.config
     argv, secret_argv = apart((*_engine_argv(config), *_our_argv(worker, fleet), *answer.words))
-    certificate, key = (_path(config.vllm.get(f"ssl_{name}file")) for name in ("cert", "key"))
+    certificate, key, ca = (
+        _path(config.vllm.get(f"ssl_{name}")) for name in ("certfile", "keyfile", "ca_certs")
+    )
     return Plan(
         name=config.shown_name,
         model=config.model_name,
@@ -227,7 +229,7 @@ def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
         replace=config.replace,
         gpu_ids=tuple(config.gpu_ids) if config.gpu_ids is not None else None,
         certificate=(certificate, key) if certificate else None,
-        certificate_digest=_digest(certificate, key, config.vllm.get("ssl_ca_certs")),
+        certificate_digest=_digest(certificate, key, ca),
         answer_headers=answer.headers,
     )
 
