@@ -187,8 +187,9 @@ def _json_scalar(plain: Plain, complain: Complain, at: Location) -> Any:
         return plain in _TRUE
     if is_json_number(plain):
         looks_like_text = _LIKE_A_VERSION.fullmatch(plain) and not _WHOLE.fullmatch(plain)
-        if not looks_like_text:
-            return int(plain) if plain.lstrip("-").isdecimal() else float(plain)
+        number = int(plain) if plain.lstrip("-").isdecimal() else float(plain)
+        if not looks_like_text and math.isfinite(number):  # JSON has no infinity for 1e999
+            return number
     shown = str(plain.value).lower() if isinstance(plain.value, bool) else plain.value
     is_json = not isinstance(plain.value, float) or math.isfinite(plain.value)
     other = f", or {shown}" if is_json else ""

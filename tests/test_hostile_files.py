@@ -40,6 +40,7 @@ from ichat_lifecycle.fleet.load import WORKERS_MAX
 from ichat_lifecycle.fleet.models import OWN_VARIABLES
 from ichat_lifecycle.fleet.plans import TOLD_MAX, BadFileError, Reading, read_plans
 from ichat_lifecycle.input_file import TooLargeError, read_input
+from ichat_lifecycle.scalars import as_json
 from ichat_lifecycle.testing.nasty_yaml import BOMBS
 from ichat_lifecycle.yaml_nodes import DEPTH_MAX, TEXT_MAX, VALUES_MAX
 
@@ -259,6 +260,15 @@ def test_sizes_that_no_machine_has_end_no_check() -> None:
     sizes = f", tensor_parallel_size: {'9' * 99}, nnodes: 3, gpu_ids: [0]"
     (found,) = told(worker(sizes))
     assert "gpu_ids has 1 of the 3333" in found
+
+
+def test_a_number_that_json_does_not_have_is_none() -> None:
+    """It went to vLLM as Infinity."""
+    complaints: list[str] = []
+    document = parse("a: [1e999, -1e999, 1e3]")
+    found = as_json(document.value, lambda at, message, hint: complaints.append(message))
+    assert found["a"][2] == 1000
+    assert complaints == ["it can be read in two ways"] * 2
 
 
 # --- variables
