@@ -27,7 +27,7 @@ from ichat_lifecycle.adapters.sd_notify import (
 )
 from ichat_lifecycle.adapters.sockets import UDS_PATH_MAX
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
-from ichat_lifecycle.config import TOKEN_VARIABLE, Seconds
+from ichat_lifecycle.config import Seconds
 from ichat_lifecycle.fleet.ports import Listener
 from ichat_lifecycle.gpus import UUID, GpuId, parse_gpu_ids
 
@@ -85,7 +85,6 @@ OWN_VARIABLES = (
     WATCHDOG_VARIABLE,
     WATCHDOG_PID_VARIABLE,
     SUPERVISOR_VARIABLE,
-    TOKEN_VARIABLE,
     FLEET_TOKEN_VARIABLE,
 )
 
