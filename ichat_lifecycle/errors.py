@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from ichat_lifecycle.printable import one_line
+
 
 class ExitCode(enum.IntEnum):
     """What the process ends with."""
@@ -89,7 +91,7 @@ class LifecycleError(Exception):
             parts.append(f"cause: {self.root_cause}")
         if self.hint:
             parts.append(f"hint: {self.hint}")
-        return "; ".join(" ".join(part.split()) for part in parts)
+        return "; ".join(map(one_line, parts))
 
 
 class ArgumentsError(LifecycleError):
@@ -186,10 +188,10 @@ def report(
     if isinstance(error, LifecycleError):
         text = error.line()
     else:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{type(error).__name__}: {one_line(str(error))}"
     # Where it cannot be said (a full disk, a closed pipe), the exit code still tells.
     with contextlib.suppress(OSError, ValueError):
         for line in error.told if isinstance(error, LifecycleError) else ():
-            print(scrub(line), file=stream or sys.stderr)
+            print(one_line(scrub(line)), file=stream or sys.stderr)
         print(f"ichat-lifecycle: error: {scrub(text)}", file=stream or sys.stderr, flush=True)
     return int(exit_code_of(error))

@@ -19,17 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ichat_lifecycle.printable import plain
+
 PREFIX_VARIABLE = "VLLM_LOGGING_PREFIX"
 PID_MAX = 2**22  # the kernel's own limit
 NAME_LIMIT, PLACE_LIMIT = 64, 200  # characters
-
-# Color codes, titles and all other sequences that a terminal would obey.
-_ESCAPES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colors, cursor, erase
-    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"  # OSC and its kin: titles, links, the clipboard
-    r"|\x1b[ -/]*[0-~]?"
-)
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _PROCESS = re.compile(r"\((?P<process>[A-Za-z][\w. =-]{0,63}) pid=(?P<pid>\d{1,7})\) ?")
 _LEVEL = re.compile(
@@ -74,11 +68,6 @@ class LogLine:
     def news(self) -> str:
         """The text without what ticks in it: equal for two lines that say the same."""
         return _TICKING.sub("0", self.text)
-
-
-def plain(text: str) -> str:
-    """The text without terminal sequences, and with U+FFFD for other control characters."""
-    return _CONTROLS.sub("\ufffd", _ESCAPES.sub("", text))
 
 
 def parse(line: str) -> LogLine:

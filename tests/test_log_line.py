@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ichat_lifecycle.log_line import LogLine, parse, plain
+from ichat_lifecycle.log_line import LogLine, parse
+from ichat_lifecycle.printable import plain
 
 NEW = "(EngineCore pid=12) INFO 11-22 16:00:00 [core.py:110] text"
 CORE = LogLine("text", "info", "EngineCore", 12, "core.py:110")

@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import MutableMapping
 from typing import Any
 
-from ichat_lifecycle.log_line import plain
+from ichat_lifecycle.printable import one_line, plain
 
 WIDTH = 130  # columns
 _INDENT = " " * 4  # of what follows the first line, also of a text that brings lines of its own
 _LEVEL_WIDTH, _SOURCE_WIDTH = 8, 11
+_SOURCE_LIMIT = 64  # characters; an engine's line names its process itself
 _OURS = "lifecycle"
 _RESET, _FAINT = "\x1b[0m", "\x1b[2m"
 _STYLES = {
@@ -20,6 +21,7 @@ _STYLES = {
     "error": "\x1b[31m",
     "critical": "\x1b[1;31m",
 }
+CODES = frozenset((_RESET, _FAINT, *_STYLES.values()))  # all that a line of ours has
 
 
 class ConsoleLines:
@@ -33,9 +35,9 @@ class ConsoleLines:
         self._colors = colors
 
     def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
-        time = str(event.pop("timestamp", ""))
-        level = str(event.pop("level", ""))
-        source = _source(str(event.pop("logger", "")), event)
+        time = one_line(str(event.pop("timestamp", "")))
+        level = one_line(str(event.pop("level", "")))
+        source = one_line(_source(str(event.pop("logger", "")), event), _SOURCE_LIMIT)
         exception = str(event.pop("exception", "") or "")
         head = f"{time} {level:<{_LEVEL_WIDTH}} {source:<{_SOURCE_WIDTH}} "
         lines = _wrapped(head, _said(event))

@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Iterator
 
-from ichat_lifecycle.log_line import plain
+from ichat_lifecycle.printable import plain
 
 LINE_LIMIT = 16_384  # characters; a longer line is cut, so that nothing can fill the memory
 

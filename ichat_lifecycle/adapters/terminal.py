@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Self, TextIO
@@ -11,9 +12,12 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from ichat_lifecycle.adapters.console_lines import CODES
 from ichat_lifecycle.journal import Snapshot
+from ichat_lifecycle.printable import one_line, plain
 
 REFRESH_PER_S = 8
+_COLORS = re.compile(f"({'|'.join(map(re.escape, CODES))})")
 
 
 class LiveStream:
@@ -51,7 +55,9 @@ class LiveStream:
         self._live.stop()
 
     def write(self, text: str) -> int:
-        self._console.print(Text.from_ansi(text.rstrip("\n")))
+        """Lines of the log. Of terminal sequences only the log's own colors are obeyed."""
+        for line in text.rstrip("\n").split("\n"):
+            self._console.print(_colored(line))
         return len(text)
 
     def flush(self) -> None:
@@ -85,12 +91,18 @@ class LiveView(LiveStream):
         return self._spinner
 
 
+def _colored(line: str) -> Text:
+    """What stands between our own color codes is text, whatever it holds."""
+    parts = (part if at % 2 else plain(part) for at, part in enumerate(_COLORS.split(line)))
+    return Text.from_ansi("".join(parts))
+
+
 def describe(snapshot: Snapshot, mono_s: float) -> str:
     """One line: state, phase, elapsed and expected time."""
     progress = snapshot.progress
     end = progress.ended_mono_s if progress.ended_mono_s is not None else mono_s
     elapsed = max(0.0, end - progress.began_mono_s)
-    phase = progress.phase.replace("_", " ")
+    phase = one_line(progress.phase).replace("_", " ")
     fraction = f" {progress.fraction:.0%}" if progress.fraction is not None else ""
     expected = progress.expected_s
     of = f" of about {expected:.0f} s" if expected else " s"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.printable import one_line
 
 DEFAULT_PATH = Path("/dev/termination-log")  # Kubernetes' default terminationMessagePath
 LIMIT = 4096  # bytes; Kubernetes cuts what is longer
@@ -43,17 +44,13 @@ def write_text(text: str, path: Path | None = None) -> None:
 
 def _lines(error: BaseException) -> list[str]:
     if not isinstance(error, LifecycleError):
-        return [f"{type(error).__name__}: {_flat(str(error))}"]
-    lines = [_flat(error.message)]
+        return [f"{type(error).__name__}: {one_line(str(error))}"]
+    lines = [one_line(error.message)]
     if error.root_cause:
-        lines.append(f"cause: {_flat(error.root_cause)}")
+        lines.append(f"cause: {one_line(error.root_cause)}")
     if error.hint:
-        lines.append(f"hint: {_flat(error.hint)}")
+        lines.append(f"hint: {one_line(error.hint)}")
     return lines
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _cut(text: str, limit: int) -> str:

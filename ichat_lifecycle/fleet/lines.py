@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from ichat_lifecycle.log_line import plain
+from ichat_lifecycle.printable import json_text, one_line
 from ichat_lifecycle.strict_json import parse_object
 
 SUPERVISOR = "ichat_lifecycle.fleet"  # the logger of our own lines
@@ -21,8 +20,7 @@ def json_line(name: str, line: str) -> str:
     if str(document.get("logger")).startswith(SUPERVISOR):
         document["logger"] = "worker"
     document.pop("worker", None)
-    # Again: JSON can write a control character as \u009b, which looks harmless until here.
-    return plain(json.dumps({"worker": name, **document}, ensure_ascii=False))
+    return json_text({"worker": name, **document})
 
 
 def bad_line(name: str, line: str) -> str:
@@ -31,8 +29,7 @@ def bad_line(name: str, line: str) -> str:
     if document.get("level") not in ("warning", "error", "critical"):
         return ""
     fields = " ".join(f"{k}={v}" for k, v in document.items() if k not in _HIDDEN and v is not None)
-    text = f"{name}: {document['level']}: {document.get('event')} {fields}"
-    return " ".join(plain(text).split())  # one line: none can be forged
+    return one_line(f"{name}: {document['level']}: {document.get('event')} {fields}")
 
 
 def _document_in(line: str) -> dict[str, Any] | None:
