@@ -177,9 +177,10 @@ def test_another_users_worker_is_told_where_nothing_else_is_found(
 
 
 def test_a_container_with_a_network_of_its_own_is_told(
-    proc: Path, tmp_path_factory: pytest.TempPathFactory
+    proc: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its 127.0.0.1 is not ours: who is asked there is somebody else."""
+    monkeypatch.setattr(find, "uid_of", lambda pid: os.geteuid())
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "ns").mkdir()
     (elsewhere / "ns/net").touch()

@@ -9,14 +9,13 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 from client_worker import Answer, LiveWorker, http_answer, lived, nobody, something_else
 
-from ichat_lifecycle.client import sse, transport
+from ichat_lifecycle.client import answers, sse, transport
 from ichat_lifecycle.client.documents import Entry, Gap
 from ichat_lifecycle.client.errors import ForeignError, GoneError, UnreachableError
-from ichat_lifecycle.client.fleets import Supervisor
+from ichat_lifecycle.client.fleet_client import FleetClient, RefusedError
 from ichat_lifecycle.client.sse import EventParser, ServerEvent, TooLongError
 from ichat_lifecycle.client.transport import ControlClient, Opened
 from ichat_lifecycle.errors import ArgumentsError, ExitCode, LifecycleError
@@ -141,8 +140,9 @@ def test_an_authority_of_ones_own_is_named_by_the_environment(
             async with ControlClient(url) as client:
                 with pytest.raises(ForeignError, match="answers 404"):
                     await client.status()
-            found = await asyncio.to_thread(lambda: Supervisor(url).client(5).get("/livez"))
-            assert found.status_code == 404
+            async with FleetClient(url, 5, own_only=False) as fleet:
+                with pytest.raises(RefusedError, match="answers 404"):
+                    await fleet.get("/livez")
             monkeypatch.delenv("SSL_CERT_FILE")
             async with ControlClient(url) as client:
                 with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED") as caught:
@@ -153,7 +153,7 @@ def test_an_authority_of_ones_own_is_named_by_the_environment(
 
 
 @pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-@pytest.mark.parametrize("ask", [ControlClient, lambda url: Supervisor(url).pid()])
+@pytest.mark.parametrize("ask", [ControlClient, lambda url: FleetClient(url, 1, own_only=True)])
 def test_certificates_that_cannot_be_loaded_are_told_by_name(
     name: str, ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,10 +180,12 @@ def test_without_tls_no_certificate_is_looked_at(
         writer.close()
 
     async def scenario() -> None:
-        async with await asyncio.start_unix_server(answer, path):
-            assert await asyncio.to_thread(Supervisor(f"unix:{path}").pid) == 7
+        async with (
+            await asyncio.start_unix_server(answer, path),
+            FleetClient(f"unix:{path}", 5, own_only=True) as fleet,
+        ):
+            assert await fleet.get("/livez") == {"fleet": 7}
         with nobody() as url:
-            assert Supervisor(url).pid() is None
             async with ControlClient(url) as client:
                 with pytest.raises(GoneError):
                     await client.status()
@@ -320,7 +322,6 @@ async def drips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def test_an_answer_has_to_come_in_time(answer: Answer) -> None:
     async def scenario() -> None:
         async with something_else(answer) as url, ControlClient(url, timeout_s=0.2) as client:
-            client._http.timeout = httpx.Timeout(None)  # that of a single read
             with pytest.raises(UnreachableError, match="no answer"):
                 await client.status()
 
@@ -328,7 +329,7 @@ def test_an_answer_has_to_come_in_time(answer: Answer) -> None:
 
 
 def test_an_answer_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "ANSWER_LIMIT", 10)
+    monkeypatch.setattr(answers, "ANSWER_LIMIT", 10)
 
     async def scenario() -> None:
         async with LiveWorker() as worker, ControlClient(worker.url) as client:

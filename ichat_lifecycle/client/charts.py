@@ -68,9 +68,9 @@ def strip(stays: Sequence[Stay], width: int) -> list[State]:
     begin_s, length_s = stays[0].begin_s, max(stays[-1].end_s - stays[0].begin_s, 1e-9)
     cells: list[State | None] = [None] * width
     for stay in stays:
-        first = int((stay.begin_s - begin_s) / length_s * width)
+        first = min(max(0, int((stay.begin_s - begin_s) / length_s * width)), width - 1)
         last = math.ceil((stay.end_s - begin_s) / length_s * width)
-        for cell in range(min(first, width - 1), min(max(last, first + 1), width)):
+        for cell in range(first, min(max(last, first + 1), width)):
             cells[cell] = _worse(cells[cell], stay.state)
     return [cell or stays[-1].state for cell in cells]
 
@@ -82,8 +82,8 @@ def _worse(one: State | None, other: State) -> State:
 def waterfall(begin_s: float, end_s: float, total_s: float, width: int) -> str:
     """A bar from `begin_s` to `end_s` on a line of `total_s` seconds; one cell at least."""
     per_s = width / max(total_s, 1e-9)
-    first = min(int(begin_s * per_s), max(0, width - 1))
-    cells = max(1, round(end_s * per_s) - first)
+    first = min(max(0, int(begin_s * per_s)), max(0, width - 1))
+    cells = min(width, max(1, round(end_s * per_s) - first))
     return (" " * first + "━" * cells)[:width].ljust(width)
 
 

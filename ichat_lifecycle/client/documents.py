@@ -1,20 +1,25 @@
 """The worker's JSON documents as values: what is needed is checked, the rest has a default.
 
-Text is made fit for a terminal here: a model's name or an engine's last words may hold anything.
+Text is made fit for a terminal here, and numbers for arithmetic: a model's name, an engine's last
+words, and a stranger's whole answer may hold anything.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from ichat_lifecycle.printable import one_line
 from ichat_lifecycle.states import State
 
-# Deeper than any document of ours; what lies below is left out.
-DEPTH_LIMIT = 12
+# Longer than anything that a worker of ours says; what is longer is cut.
+TEXT_LIMIT = 8192  # characters
+LIST_LIMIT = 1000
+# Of seconds, 317 years. Times of day and durations within these can be added to each other.
+NUMBER_LIMIT = 1e10
+FIRST_YEAR, LAST_YEAR = 1969, 2200
 
 TRANSITION, ATTEMPT, VERDICT, PHASE, STAGE, RECOVERY = KINDS = (
     "transition",
@@ -106,6 +111,7 @@ class Entry:
         kind: what it is about; one of KINDS, or one of a newer version.
         id: counts what a life writes down; 0 in a history.
         start_id: of which life it is; "" in a history.
+        size: characters that it came in; 0 in a history.
     """
 
     kind: str
@@ -113,6 +119,7 @@ class Entry:
     fields: Mapping[str, Any]
     id: int = 0
     start_id: str = ""
+    size: int = 0
 
     def text(self, name: str) -> str:
         return as_text(self.fields.get(name))
@@ -125,8 +132,7 @@ class Entry:
 
     def numbers(self, name: str) -> list[float]:
         """The numbers of a list; empty where there is no list."""
-        found = self.fields.get(name)
-        values = map(as_number, found if isinstance(found, list) else ())
+        values = map(as_number, as_list(self.fields.get(name)))
         return [value for value in values if value is not None]
 
     @property
@@ -166,7 +172,7 @@ def parse_status(document: Any) -> Status:
         in_flight=int(as_number(document.get("in_flight")) or 0),
         restarts=int(as_number(document.get("restarts")) or 0),
         seq=int(as_number(document.get("seq")) or 0),
-        stop_bound_s=as_number(document.get("stop_bound_s")),
+        stop_bound_s=_positive(document.get("stop_bound_s")),
         evidence=as_text(document.get("evidence")),
         warnings=_reasons(document.get("warnings")),
         model=as_text(document.get("model")),
@@ -196,13 +202,13 @@ def _listed(document: Mapping[str, Any]) -> Iterator[Entry]:
             yield parse_entry(kind, item)
 
 
-def parse_entry(kind: str, item: Any, start_id: str = "") -> Entry:
+def parse_entry(kind: str, item: Any, start_id: str = "", size: int = 0) -> Entry:
     """Raises MalformedError where it is no entry."""
     at = as_moment(item.get("at")) if isinstance(item, Mapping) else None
     if at is None:
         raise MalformedError(f"an entry ({kind[:20]!r}) does not say when it was")
     number = as_number(item.get("id"))
-    return Entry(cleaned(kind), at, item, int(number or 0), start_id)
+    return Entry(as_text(kind), at, item, int(number or 0), start_id, size)
 
 
 def parse_gap(item: Any) -> Gap:
@@ -211,34 +217,34 @@ def parse_gap(item: Any) -> Gap:
     after, to = as_number(ends.get("after")), as_number(ends.get("to"))
     if after is None or to is None:
         raise MalformedError("a gap without its ends")
-    return Gap(int(to - after))
-
-
-def cleaned(text: str) -> str:
-    """`text` as one line without control characters, which a terminal would obey."""
-    # Lone surrogates stand for bytes that were no text; they cannot be printed.
-    printable = "".join(c if c.isprintable() or c.isspace() else "�" for c in text)
-    return " ".join(printable.split())
+    return Gap(max(0, int(to - after)))
 
 
 def as_text(value: Any) -> str:
-    """ "" where it is none."""
-    return cleaned(value) if isinstance(value, str) else ""
+    """One line that can be printed; "" where it is none."""
+    return one_line(value, TEXT_LIMIT) if isinstance(value, str) else ""
 
 
 def as_number(value: Any) -> float | None:
+    """None where it is none, or one that nothing of ours can have."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    # Compared before it is converted: an integer may have thousands of digits.
+    return float(value) if -NUMBER_LIMIT <= value <= NUMBER_LIMIT else None
 
 
 def as_moment(value: Any) -> datetime | None:
-    """None where it is no time of day with a zone."""
+    """None where it is no time of day with a zone, or one that no clock shows."""
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
-    return moment if moment.tzinfo else None
+    return moment if moment.tzinfo and FIRST_YEAR <= moment.year <= LAST_YEAR else None
+
+
+def as_list(value: Any) -> list[Any]:
+    """The newest of a list; empty where there is none."""
+    return value[-LIST_LIMIT:] if isinstance(value, list) else []
 
 
 def as_state(value: Any) -> State | None:
@@ -250,6 +256,11 @@ def _whole(value: Any) -> int | None:
     return None if number is None else int(number)
 
 
+def _positive(value: Any) -> float | None:
+    number = as_number(value)
+    return number if number is not None and number > 0 else None
+
+
 def _reason(value: Any) -> Reason | None:
     if not isinstance(value, Mapping):
         return None
@@ -258,20 +269,19 @@ def _reason(value: Any) -> Reason | None:
 
 
 def _reasons(value: Any) -> tuple[Reason, ...]:
-    found = (_reason(item) for item in (value if isinstance(value, list) else ()))
+    found = map(_reason, as_list(value))
     return tuple(reason for reason in found if reason is not None)
 
 
 def _progress(value: Any) -> Progress:
     if not isinstance(value, Mapping):
         return Progress()
-    items, download = value.get("phases"), value.get("download")
-    phases = (_phase(item) for item in (items if isinstance(items, list) else ()))
+    phases, download = map(_phase, as_list(value.get("phases"))), value.get("download")
     return Progress(
         as_text(value.get("phase")),
         as_number(value.get("fraction")),
-        as_number(value.get("elapsed_s")) or 0.0,
-        as_number(value.get("expected_s")),
+        max(0.0, as_number(value.get("elapsed_s")) or 0.0),
+        _positive(value.get("expected_s")),
         tuple(phase for phase in phases if phase is not None),
         as_text(download.get("text")) if isinstance(download, Mapping) else "",
     )

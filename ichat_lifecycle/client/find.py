@@ -1,7 +1,8 @@
 """Finds the workers of this machine: by the name of a thread, their sockets, and what they answer.
 
-A process with a thread named `ichat-control` is asked on each TCP port that it listens on; the one
-that answers with its own address as `control_url` is the control plane.
+A process of this user's with a thread named `ichat-control` is asked on each TCP port that it
+listens on; the one that answers with its own address as `control_url` is the control plane. Others'
+are not asked, by root neither: anybody can name a thread.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import psutil
 from ichat_lifecycle.beacon import CONTROL_THREAD
 from ichat_lifecycle.client.documents import Status
 from ichat_lifecycle.client.errors import UnreachableError
+from ichat_lifecycle.client.owners import uid_of
 from ichat_lifecycle.client.transport import ControlClient
 from ichat_lifecycle.errors import LifecycleError
 
 PROC = Path("/proc")
 ASK_TIMEOUT_S = 2.0
+SHOWN = 5  # of those that are not asked, in a line; their number is anybody's choice
+OTHERS_HINT = "give the URL of its control plane, or run this as its user"
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -57,12 +61,17 @@ class Found:
                 code="no_worker_found",
                 hint="give the URL of a control plane, such as http://HOST:18000",
             )
-        seen = ", ".join(f"pid {one.pid} ({one.why})" for one in self.skipped)
         return UnreachableError(
-            f"no worker could be asked; there is {seen}",
+            f"no worker could be asked; there is {self.others()}",
             code="no_worker_found",
-            hint="give the URL of its control plane, or run this as its user",
+            hint=OTHERS_HINT,
         )
+
+    def others(self) -> str:
+        """Those that could not be asked, in words; "" where there are none."""
+        shown = [f"pid {one.pid} ({one.why})" for one in self.skipped[:SHOWN]]
+        more = len(self.skipped) - len(shown)
+        return ", ".join([*shown, f"and {more} more"] if more else shown)
 
 
 async def find_workers(proc: Path | None = None) -> Found:
@@ -76,7 +85,10 @@ async def find_workers(proc: Path | None = None) -> Found:
     skipped: dict[int, str] = {}
     for pid in processes_with(CONTROL_THREAD, proc):
         try:
-            urls.update(listening_urls(pid, proc))
+            if (uid := uid_of(pid)) != os.geteuid():
+                skipped[pid] = f"another user's, uid {uid}"
+            else:
+                urls.update(listening_urls(pid, proc))
         except psutil.AccessDenied:
             skipped[pid] = "another user's, which may not be looked into"
         except ElsewhereError:
@@ -140,7 +152,7 @@ def _url(host: str, port: int) -> str:
 async def _ask(url: str) -> Worker | None:
     """None where that is no control plane: the main port says the same of another address."""
     try:
-        async with ControlClient(url, ASK_TIMEOUT_S) as client:
+        async with ControlClient(url, ASK_TIMEOUT_S, own_only=True) as client:
             status = await client.status()
     except LifecycleError:
         return None

@@ -3,66 +3,77 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import quote
 
-import httpx
-
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
-from ichat_lifecycle.client.commands import in_order
-from ichat_lifecycle.client.fleets import Supervisor, find_fleet
+from ichat_lifecycle.client.documents import as_list, as_text
+from ichat_lifecycle.client.errors import ForeignError
+from ichat_lifecycle.client.fleets import find_fleet
+from ichat_lifecycle.client.run import interruptible, run_command
 from ichat_lifecycle.credentials import header_value
 from ichat_lifecycle.errors import ArgumentsError
+from ichat_lifecycle.printable import plain
 
-TIMEOUT_S = 200.0  # a reload asks vLLM's parser
+COMMAND_TIMEOUT_S = 200.0  # a reload asks vLLM's parser
+LOGS_TIMEOUT_S = 30.0
+CHANGES = ("started", "replaced", "removed", "renewed")
 
-
-class RefusedError(ArgumentsError):
-    """The supervisor has said no (exit 2)."""
-
-
-Command = Callable[[argparse.Namespace], int]
+Command = Callable[[argparse.Namespace], Coroutine[Any, Any, int]]
 
 
-def _in_order(command: Command) -> Command:
-    return lambda args: in_order(lambda: command(args))
+def _run(command: Command) -> Callable[[argparse.Namespace], int]:
+    return lambda args: run_command(command(args))
 
 
-@_in_order
-def reload(args: argparse.Namespace) -> int:
-    done = _post(args, "/fleet/reload")
-    said = {what: ", ".join(done[what]) for what in ("started", "replaced", "removed", "renewed")}
+@_run
+async def reload(args: argparse.Namespace) -> int:
+    done = await _post(args, "/fleet/reload")
+    if not isinstance(done.get("started"), list):
+        raise ForeignError("the answer to a reload is not understood: it does not say what started")
+    said = {what: ", ".join(map(as_text, as_list(done.get(what)))) for what in CHANGES}
     told = "; ".join(f"{what} {names}" for what, names in said.items() if names)
     print(told or "nothing has changed")
     return 0
 
 
-@_in_order
-def stop(args: argparse.Namespace) -> int:
+@_run
+async def stop(args: argparse.Namespace) -> int:
     if bool(args.name) == args.all:
         raise ArgumentsError("stop: give a NAME, or --all")
     path = "/fleet/stop" if args.all else _path(args.name, "stop")
-    _post(args, path, {"now": True} if args.now else None)
+    await _post(args, path, {"now": True} if args.now else None)
     return 0
 
 
-@_in_order
-def restart(args: argparse.Namespace) -> int:
-    _post(args, _path(args.name, "restart"))
+@_run
+async def restart(args: argparse.Namespace) -> int:
+    await _post(args, _path(args.name, "restart"))
     return 0
 
 
-@_in_order
-def logs(args: argparse.Namespace) -> int:
-    fleet = find_fleet(args.fleet)
-    try:
-        path, query = _path(args.name, "logs"), {"lines": args.lines, "follow": args.follow}
-        _print_lines(fleet, path, query)
-    except httpx.HTTPError as error:
-        raise fleet.unreachable(error) from error
+@_run
+async def logs(args: argparse.Namespace) -> int:
+    fleet = await find_fleet(args.fleet)
+    path, query = _path(args.name, "logs"), {"lines": args.lines, "follow": args.follow}
+    async with fleet.client(LOGS_TIMEOUT_S) as client:
+        if not args.follow:
+            _print(*await client.lines(path, query))
+            return 0
+        async with contextlib.aclosing(client.follow(path, query)) as lines:
+            async for line in lines:
+                _print(line)
     return 0
+
+
+def _print(*lines: str) -> None:
+    """Also into a file or a pipe without what a terminal obeys: somebody will look at that, too."""
+    with interruptible():
+        for line in lines:
+            print(plain(line.rstrip("\r")), flush=True)
 
 
 def _path(name: str, what: str) -> str:
@@ -70,43 +81,10 @@ def _path(name: str, what: str) -> str:
     return f"/fleet/{quote(name, safe='', errors='replace')}/{what}"
 
 
-def _print_lines(fleet: Supervisor, path: str, query: Mapping[str, Any]) -> None:
-    """Raises RefusedError, httpx.HTTPError."""
-    timeout = httpx.Timeout(TIMEOUT_S, read=None)
-    with (
-        fleet.client(TIMEOUT_S) as client,
-        client.stream("GET", path, params=query, timeout=timeout) as answer,
-    ):
-        if answer.is_error:
-            answer.read()
-            raise _refused(answer)
-        for line in answer.iter_lines():
-            print(line, flush=True)
-
-
-def _post(args: argparse.Namespace, path: str, body: Any = None) -> Mapping[str, Any]:
-    fleet = find_fleet(args.fleet)
-    given = args.token or os.environ.get(FLEET_TOKEN_VARIABLE) or fleet.token
-    # One that cannot be sent would stand in the error of whoever tries.
-    token = header_value("the fleet's token", given or "")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        with fleet.client(TIMEOUT_S) as client:
-            answer = client.post(path, json=body, headers=headers)
-    except httpx.HTTPError as error:
-        raise fleet.unreachable(error) from error
-    if answer.is_error:
-        raise _refused(answer)
-    document: Mapping[str, Any] = answer.json()
-    return document
-
-
-def _refused(answer: httpx.Response) -> RefusedError:
-    try:
-        document = answer.json()
-        error = document["error"]
-    except (ValueError, KeyError, TypeError):
-        return RefusedError(f"the supervisor answers {answer.status_code}")
-    refused = RefusedError(error["message"], code=error["code"], hint=error.get("hint"))
-    refused.told = document.get("problems", ())
-    return refused
+async def _post(args: argparse.Namespace, path: str, body: Any = None) -> Mapping[str, Any]:
+    """What is given goes where it is said to go; what is kept, to this user's own fleet."""
+    fleet = await find_fleet(args.fleet)
+    given = args.token or os.environ.get(FLEET_TOKEN_VARIABLE)
+    token = header_value("the fleet's token", given) if given else fleet.token
+    async with fleet.client(COMMAND_TIMEOUT_S) as client:
+        return await client.post(path, body, token)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ichat_lifecycle.client.documents import as_number, as_text
+from ichat_lifecycle.client.documents import as_list, as_number, as_text
 from ichat_lifecycle.client.look import BAD, FAINT, STATE_STYLE
 from ichat_lifecycle.client.words import phase_name, span
 from ichat_lifecycle.states import State
@@ -27,8 +27,13 @@ STAGE_STYLE = {
 
 def workers_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The workers of a fleet's document, whatever else may stand there."""
-    found = document.get("workers")
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    return [one for one in as_list(document.get("workers")) if isinstance(one, Mapping)]
+
+
+def own_document(worker: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a worker of a fleet says of itself; empty where it does not answer."""
+    found = worker.get("lifecycle")
+    return found if isinstance(found, Mapping) else {}
 
 
 def fleet_table(document: Mapping[str, Any]) -> Table:
@@ -49,14 +54,13 @@ class FleetBoard:
 
     def table(self) -> Table | Text:
         if not self.document:
-            return Text(f"reading {self._file}, and asking vLLM's parser", FAINT)
+            return Text(f"reading {as_text(self._file)}, and asking vLLM's parser", FAINT)
         return fleet_table(self.document)
 
 
 def _cells(worker: Mapping[str, Any]) -> Iterator[Text]:
     stage, state = as_text(worker.get("stage")), as_text(worker.get("state"))
-    lifecycle = worker.get("lifecycle")
-    asked = lifecycle if isinstance(lifecycle, Mapping) else {}
+    asked = own_document(worker)
     in_flight = as_number(asked.get("in_flight"))
     yield Text(as_text(worker.get("name")), "bold")
     yield Text(stage.replace("_", " "), STAGE_STYLE.get(stage, ""))
@@ -65,9 +69,14 @@ def _cells(worker: Mapping[str, Any]) -> Iterator[Text]:
     yield Text("" if in_flight is None else str(int(in_flight)), justify="right")
     yield Text(str(_restarts(worker, asked)), justify="right")
     yield Text(as_text(worker.get("address")), FAINT)
-    gpus = worker.get("gpu_ids")
-    yield Text(", ".join(map(str, gpus)) if isinstance(gpus, list) else "")
+    yield Text(_gpus(worker.get("gpu_ids")))
     yield Text(_why(worker, asked))
+
+
+def _gpus(ids: Any) -> str:
+    """Numbers, or UUIDs."""
+    shown = (as_text(one if isinstance(one, str) else repr(one)) for one in as_list(ids))
+    return ", ".join(shown)
 
 
 def _restarts(worker: Mapping[str, Any], asked: Mapping[str, Any]) -> int:

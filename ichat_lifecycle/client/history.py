@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import tzinfo
 
@@ -16,6 +15,7 @@ from ichat_lifecycle.client.documents import TRANSITION, Entry, as_state
 from ichat_lifecycle.client.look import FAINT, STATE_STYLE
 from ichat_lifecycle.client.transport import ControlClient
 from ichat_lifecycle.client.words import day_and_clock, told, took
+from ichat_lifecycle.printable import json_text
 
 COLUMNS = ("seq", "time", "trigger", "from → to", "took", "cause")
 COLUMNS_OF_ALL = ("seq", "time", "event", "what", "took", "cause")
@@ -35,7 +35,7 @@ async def history_command(
     async with ControlClient(await choose_url(url)) as client:
         document, entries = await client.history()
     if as_json:
-        console.file.write(json.dumps(document, indent=2) + "\n")
+        console.file.write(json_text(document, indent=2, ascii_only=True) + "\n")
         return 0
     table = all_table if everything else transitions_table
     print_table(console, table(entries, plain=not console.is_terminal))

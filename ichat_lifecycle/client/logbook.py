@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -16,6 +16,7 @@ from ichat_lifecycle.states import State
 ENTRIES_KEPT = 10_000
 VERDICTS_KEPT = 200
 PROBES_KEPT = 1000
+CHARACTERS_KEPT = 16 << 20  # of each kind, as they came
 
 DOCUMENTS, EVENTS = "documents", "events"
 
@@ -106,6 +107,7 @@ class Logbook:
 
     def _forget(self) -> None:
         self._entries: dict[str, deque[Entry]] = {}
+        self._sizes: Counter[str] = Counter()
         self._probes: deque[float | None] = deque(maxlen=PROBES_KEPT)
 
     def take_status(self, status: Status) -> None:
@@ -122,12 +124,15 @@ class Logbook:
         self._begin(entry.start_id)
         kept = VERDICTS_KEPT if entry.kind == VERDICT else ENTRIES_KEPT
         kind = entry.kind if entry.kind in KINDS else "other"
-        entries = self._entries.setdefault(kind, deque(maxlen=kept))
+        entries = self._entries.setdefault(kind, deque())
         if entry.kind == VERDICT:
             self._take_probe(entry)
             if entries and entries[-1].at == entry.at:
-                entries.pop()  # the same verdict again, one more time
+                self._sizes[kind] -= entries.pop().size  # the same verdict again, one more time
         entries.append(entry)
+        self._sizes[kind] += entry.size
+        while len(entries) > kept or (len(entries) > 1 and self._sizes[kind] > CHARACTERS_KEPT):
+            self._sizes[kind] -= entries.popleft().size
 
     def _take_probe(self, entry: Entry) -> None:
         answered_s = entry.number("answered_s")

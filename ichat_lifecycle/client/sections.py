@@ -260,7 +260,7 @@ def life(scene: Scene, width: int) -> list[Text]:
     for state in cells:
         line.append(CELLS[state], STATE_STYLE[state])
     ready_s = sum(s.end_s - s.begin_s for s in found if s.state is State.READY)
-    share = f"READY {_percent(ready_s / total_s)} of " if ready_s else ""
+    share = f"READY {_percent(ready_s / total_s)} of " if ready_s > 0 and total_s > 0 else ""
     begin = moment(scene.now - timedelta(seconds=total_s), scene.now, scene.zone)
     left = Text.assemble((begin, FAINT), f"   {share}{span(total_s)}")
     axis = spread(left, Text("now", FAINT), width - GUTTER - 1)

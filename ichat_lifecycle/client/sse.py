@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ichat_lifecycle.client.documents import MalformedError
+
 # Longer than any event of ours: something else would fill the memory.
 EVENT_LIMIT = 1 << 20
+RETRY_LIMIT_S, RETRY_DIGITS = 60.0, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class ServerEvent:
     data: str
 
 
-class TooLongError(ValueError):
+class TooLongError(MalformedError):
     """An event has no end."""
 
 
@@ -26,16 +29,17 @@ class EventParser:
     """Takes bytes as they come, in whatever pieces.
 
     Attributes:
-        retry_s: how long the server wants a reader to wait before it comes again, in seconds; None
-            until it has said so.
+        retry_s: how long the server wants a reader to wait before it comes again, in seconds, at
+            most 60; None until it has said so.
     """
 
     def __init__(self) -> None:
         self.retry_s: float | None = None
-        self._rest = b""
+        self._rest = bytearray()
         self._id = ""
         self._event = ""
         self._data: list[str] = []
+        self._size = 0  # of that data
 
     def feed(self, chunk: bytes) -> Iterator[ServerEvent]:
         """The events that `chunk` completes.
@@ -43,18 +47,22 @@ class EventParser:
         Raises:
             TooLongError: an event is longer than EVENT_LIMIT bytes.
         """
-        # Not splitlines(): to that, more than a line feed ends a line.
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            yield from self._take(line.removesuffix(b"\r").decode("utf-8", "replace"))
-        if len(self._rest) + sum(map(len, self._data)) > EVENT_LIMIT:
+        self._rest += chunk
+        # A long line that comes byte by byte is not looked through each time.
+        if b"\n" in chunk:
+            # Not splitlines(): to that, more than a line feed ends a line.
+            *lines, rest = bytes(self._rest).split(b"\n")
+            self._rest = bytearray(rest)
+            for line in lines:
+                yield from self._take(line.removesuffix(b"\r").decode("utf-8", "replace"))
+        if len(self._rest) + self._size > EVENT_LIMIT:
             raise TooLongError(f"an event of more than {EVENT_LIMIT} bytes")
 
     def _take(self, line: str) -> Iterator[ServerEvent]:
         if not line:
             if self._data:
                 yield ServerEvent(self._id, self._event or "message", "\n".join(self._data))
-            self._event, self._data = "", []
+            self._event, self._data, self._size = "", [], 0
             return
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -65,5 +73,6 @@ class EventParser:
                 self._event = value
             case "data":
                 self._data.append(value)
+                self._size += len(value) + 1  # an empty one takes memory, too
             case "retry" if value.isascii() and value.isdigit():
-                self.retry_s = int(value) / 1000
+                self.retry_s = min(RETRY_LIMIT_S, int(value[:RETRY_DIGITS]) / 1000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ichat_lifecycle.client.address import base_url
-from ichat_lifecycle.client.documents import Status
-from ichat_lifecycle.client.find import Worker, find_workers
-from ichat_lifecycle.client.fleet_table import fleet_table, workers_of
+from ichat_lifecycle.client.documents import Status, as_number
+from ichat_lifecycle.client.find import OTHERS_HINT, Worker, find_workers
+from ichat_lifecycle.client.fleet_table import fleet_table, own_document, workers_of
 from ichat_lifecycle.client.fleets import fleets_here
 from ichat_lifecycle.client.look import FAINT, UNLIMITED, state_text
 from ichat_lifecycle.client.transport import ControlClient
@@ -28,6 +28,7 @@ from ichat_lifecycle.client.words import (
     span,
 )
 from ichat_lifecycle.errors import ExitCode, LifecycleError, report
+from ichat_lifecycle.printable import json_text
 from ichat_lifecycle.states import STARTING_STATES
 
 NOT_READY = 1
@@ -41,6 +42,7 @@ class Overview:
     fleets: Sequence[Mapping[str, Any]]
     workers: Sequence[Worker]
     errors: Sequence[LifecycleError] = ()
+    others: str = ""  # those that were found and not asked
 
     @property
     def ready(self) -> bool:
@@ -51,8 +53,7 @@ class Overview:
 
 
 def _is_ready(worker: Mapping[str, Any]) -> bool:
-    lifecycle = worker.get("lifecycle")
-    return isinstance(lifecycle, Mapping) and lifecycle.get("ready") is True
+    return own_document(worker).get("ready") is True
 
 
 async def status_command(
@@ -79,6 +80,8 @@ async def status_command(
         print_overview(console, overview)
     for error in overview.errors:
         report(error)
+    if overview.others:
+        print(f"ichat-lifecycle: not asked: {overview.others}; {OTHERS_HINT}", file=sys.stderr)
     if overview.errors:
         return int(ExitCode.ADDRESS_UNAVAILABLE)
     return 0 if overview.ready else NOT_READY
@@ -96,11 +99,12 @@ async def _overview(urls: Sequence[str]) -> Overview:
     if urls:
         workers, errors = await _ask_all(urls)
         return Overview((), workers, errors)
-    fleets, found = await asyncio.gather(asyncio.to_thread(fleets_here), find_workers())
+    fleets, found = await asyncio.gather(fleets_here(), find_workers())
     if not fleets and not found.workers:
         raise found.nothing()
-    supervised = {one.get("pid") for document in fleets for one in workers_of(document)}
-    return Overview(fleets, [w for w in found.workers if w.status.pid not in supervised])
+    pids = {as_number(one.get("pid")) for document in fleets for one in workers_of(document)}
+    alone = [w for w in found.workers if w.status.pid is None or w.status.pid not in pids]
+    return Overview(fleets, alone, others=found.others())
 
 
 async def _ask_all(urls: Sequence[str]) -> tuple[list[Worker], list[LifecycleError]]:
@@ -122,10 +126,10 @@ def _print_json(console: Console, overview: Overview) -> None:
     documents: list[Any] = []
     for worker in (one for document in overview.fleets for one in workers_of(document)):
         seen = {name: value for name, value in worker.items() if name != "lifecycle"}
-        own = worker.get("lifecycle") or {}
+        own = own_document(worker)
         documents.append({"url": own.get("control_url"), **own, "fleet": seen})
     documents += [{"url": w.url, **w.status.raw} for w in overview.workers]
-    console.file.write(json.dumps(documents, indent=2) + "\n")
+    console.file.write(json_text(documents, indent=2, ascii_only=True) + "\n")
 
 
 def print_overview(console: Console, overview: Overview) -> None:
