@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ichat_lifecycle.adapters import closed_output, standard_streams
+from ichat_lifecycle.printable import one_line
 
 if TYPE_CHECKING:
     from ichat_lifecycle.config import Settings
@@ -80,9 +81,16 @@ def _end_before_start(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Shows what it complains about, which a script may have from anywhere, as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of our own flags; `serve` hands everything else to vLLM's parser."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         PROGRAM, description="Run an LLM server with an explicit life.", allow_abbrev=False
     )
     from ichat_lifecycle import __version__
@@ -364,7 +372,7 @@ def _demo_model(args: argparse.Namespace, _: list[str]) -> int:
     try:
         make_demo_model(args.directory)
     except (OSError, RuntimeError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {one_line(str(error))}", file=sys.stderr)
         return 66 if isinstance(error, OSError) else 70
     return 0
 

@@ -381,7 +381,8 @@ def test_a_command_to_nobody_is_an_error_in_words(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "ichat_lifecycle", *words, "--fleet", f"{LOOPBACK}:{port}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 69
-        assert done.stderr.startswith(f"ichat-lifecycle: error: http://{LOOPBACK}:{port} does not")
+        nothing = f"ichat-lifecycle: error: nothing listens at http://{LOOPBACK}:{port}"
+        assert done.stderr.startswith(nothing)
 
 
 def test_in_a_terminal_there_is_a_table_and_ctrl_c_ends_it(tmp_path: Path) -> None:

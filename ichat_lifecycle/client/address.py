@@ -57,6 +57,8 @@ def _base(text: str, route: str, of_what: str, hint: str) -> str:
         raise wrong(str(error)) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise wrong("it is neither http nor https, or has no host")
+    if parts.netloc.endswith(":"):
+        raise wrong("it has no port")
     if parts.query or parts.fragment or "@" in parts.netloc or not full.isprintable():
         raise wrong("only a host, a port and a path are taken")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix(route)}"

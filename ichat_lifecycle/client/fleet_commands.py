@@ -12,6 +12,7 @@ from urllib.parse import quote
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
 from ichat_lifecycle.client.documents import as_list, as_text
 from ichat_lifecycle.client.errors import ForeignError
+from ichat_lifecycle.client.fleet_client import RefusedError
 from ichat_lifecycle.client.fleets import find_fleet
 from ichat_lifecycle.client.run import interruptible, run_command
 from ichat_lifecycle.credentials import header_value
@@ -20,6 +21,10 @@ from ichat_lifecycle.printable import plain
 
 COMMAND_TIMEOUT_S = 200.0  # a reload asks vLLM's parser
 LOGS_TIMEOUT_S = 30.0
+NO_TOKEN = (
+    f"give --token or {FLEET_TOKEN_VARIABLE}; a token that a fleet keeps is sent to none but this "
+    "user's own"
+)
 CHANGES = ("started", "replaced", "removed", "renewed")
 
 Command = Callable[[argparse.Namespace], Coroutine[Any, Any, int]]
@@ -82,9 +87,15 @@ def _path(name: str, what: str) -> str:
 
 
 async def _post(args: argparse.Namespace, path: str, body: Any = None) -> Mapping[str, Any]:
-    """What is given goes where it is said to go; what is kept, to this user's own fleet."""
+    """What is given goes where it is said to go; what is kept, to this user's own fleet alone.
+
+    Without a token only somebody else would do what is asked for, or would say so.
+    """
     fleet = await find_fleet(args.fleet)
     given = args.token or os.environ.get(FLEET_TOKEN_VARIABLE)
     token = header_value("the fleet's token", given) if given else fleet.token
     async with fleet.client(COMMAND_TIMEOUT_S) as client:
+        if not token:
+            await client.get("/livez")
+            raise RefusedError(f"there is no token for {fleet.url}", code="no_token", hint=NO_TOKEN)
         return await client.post(path, body, token)

@@ -30,7 +30,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def uid_of(pid: int) -> int:
     """The user id of a process that is not ours; our own where all of its ids are ours.
 
-    Not the owner of its directory in /proc: one that forbids to be dumped has root there.
+    All: a set-user-id program that somebody else runs has ours only in effect.
 
     Raises:
         psutil.Error: it has ended.

@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable
 
-from ichat_lifecycle.document import brief
 from ichat_lifecycle.errors import LifecycleError, report
 from ichat_lifecycle.fleet.engine_words import NoEngineError
 from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.plans import read_plans
 from ichat_lifecycle.fleet.schema import file_schema
+from ichat_lifecycle.printable import one_line
 from ichat_lifecycle.redact import Secrets
 
 LINE_MAX = 10_000  # characters
@@ -51,14 +51,15 @@ def check(args: argparse.Namespace) -> int:
     try:
         found = read_plans(args.file, os.environ, here=False, gateway=RunningGateway())
     except NoEngineError as error:
-        print(f"{args.file}: the rest is fine, but vLLM's arguments are not checked: {error}")
+        unchecked = "the rest is fine, but vLLM's arguments are not checked"
+        print(one_line(f"{args.file}: {unchecked}: {error}"))
         return 0
     for doubt in found.doubts:
-        print(_scrub()(doubt.told(args.file)), file=sys.stderr)
+        print(one_line(_scrub()(doubt.told(args.file))), file=sys.stderr)
     for plan in found.plans:
         gpus = "" if plan.gpu_ids is None else f", GPU {', '.join(map(str, plan.gpu_ids))}"
         where = found.as_written(plan.address) if plan.uds else plan.address
-        print(brief(f"{plan.name}: {plan.model} on {where}{gpus}", LINE_MAX))
+        print(one_line(f"{plan.name}: {plan.model} on {where}{gpus}", LINE_MAX))
     return 0
 
 
