@@ -90,7 +90,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of our own flags; `serve` hands everything else to vLLM's parser."""
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         PROGRAM, description="Run an LLM server with an explicit life.", allow_abbrev=False
     )
     from ichat_lifecycle import __version__
@@ -99,7 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
     from ichat_lifecycle.fleet.parser import add_commands as add_file_commands
 
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands: argparse._SubParsersAction[argparse.ArgumentParser] = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+    )
     _add_serve(commands)
     demo = commands.add_parser("demo-model", help="make a tiny model to try things with")
     demo.add_argument("directory", type=Path)

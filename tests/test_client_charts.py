@@ -140,3 +140,11 @@ def test_lines_have_their_width() -> None:
     shown = [line.plain for line in labelled("Load", [Text("one"), Text("two")], 12)]
     assert shown == [" Load     o…", "          t…"]
     assert labelled("Load", [], 12) == []
+
+
+@pytest.mark.parametrize(("begin_s", "end_s"), [(-1e10, -5.0), (1e10, -1e10), (0.0, 1e10)])
+def test_times_that_run_backwards_stay_within_the_width(begin_s: float, end_s: float) -> None:
+    """A worker may say anything of when it was; what it says is drawn soon, or not at all."""
+    stays = [Stay(State.READY, 0.0, begin_s), Stay(State.BOUND, begin_s, end_s)]
+    assert len(strip(stays, 20)) == 20
+    assert len(waterfall(begin_s, end_s, 0.0, 20)) == 20

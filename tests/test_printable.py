@@ -129,5 +129,5 @@ def test_an_error_is_one_line_whatever_it_says(capsys: pytest.CaptureFixture[str
         build_parser().parse_args(["wait", "--for", EVIL + FORGED])
     lines = capsys.readouterr().err.splitlines()
     assert obeyed("".join(lines), "") == set()
-    assert sum(line.startswith("ichat-lifecycle: error: ") for line in lines) == 2
+    assert sum(line.startswith("ichat-lifecycle: error: ") for line in lines) == 3
     assert not any(line.startswith(("12:00", "y", "z")) for line in lines)

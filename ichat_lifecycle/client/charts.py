@@ -89,5 +89,5 @@ def waterfall(begin_s: float, end_s: float, total_s: float, width: int) -> str:
 
 def meter(fraction: float, width: int) -> str:
     """A line of which `fraction` (0 to 1) is full."""
-    full = min(width, max(0, int(fraction * width)))
+    full = int(min(1.0, max(0.0, fraction)) * width)
     return "━" * full + "─" * (width - full)
