@@ -9,7 +9,7 @@ import pytest
 from client_story import Story, hung
 from stand_ins import NOON
 
-from ichat_lifecycle.client.address import base_url
+from ichat_lifecycle.client.address import base_url, fleet_url
 from ichat_lifecycle.client.documents import (
     MalformedError,
     Phase,
@@ -151,6 +151,7 @@ def test_no_text_commands_the_terminal(text: str, shown: str) -> None:
         ("https://gateway/worker/1/", "https://gateway/worker/1"),
         ("10.0.0.7:18000", "http://10.0.0.7:18000"),
         (":18000", "http://127.0.0.1:18000"),
+        ("18000", "http://127.0.0.1:18000"),
         ("[::1]:18000", "http://[::1]:18000"),
         ("worker", "http://worker"),
     ],
@@ -171,9 +172,34 @@ def test_a_url_may_be_written_shortly(text: str, url: str) -> None:
         "x?y",
         "x#y",
         "http://[",
+        "http://x:",
+        "99999",
         "a\nb",
     ],
 )
 def test_what_is_no_url_is_a_mistake(text: str) -> None:
     with pytest.raises(ArgumentsError, match="no URL of a worker"):
         base_url(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("14000", "http://127.0.0.1:14000"),
+        (":14000", "http://127.0.0.1:14000"),
+        ("localhost:14000", "http://127.0.0.1:14000"),
+        ("HTTP://LOCALHOST:14000/", "http://127.0.0.1:14000"),
+        ("[::1]:14000", "http://[::1]:14000"),
+        ("https://host/prefix/fleet", "https://host/prefix"),
+        ("unix:/run/../run/fleet.sock", "unix:/run/fleet.sock"),
+    ],
+)
+def test_a_fleet_may_be_named_shortly(text: str, url: str) -> None:
+    assert fleet_url(text) == url
+
+
+@pytest.mark.parametrize("text", ["", ":", "unix:", "unix:a\0b", "http://u:p@x", "x:y", "a\x1bb"])
+def test_what_names_no_fleet_is_a_mistake(text: str) -> None:
+    with pytest.raises(ArgumentsError, match="no URL of a fleet") as caught:
+        fleet_url(text)
+    assert caught.value.line().isprintable()
