@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ichat_lifecycle.config_scalars import check_config
-from ichat_lifecycle.document import Problem, brief
+from ichat_lifecycle.document import Problem
 from ichat_lifecycle.document import parse as parse_yaml
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.file_kinds import Kind, kind_of
 from ichat_lifecycle.gpus import GpuId, parse_gpu_ids
 from ichat_lifecycle.input_file import TooLargeError, read_input
+from ichat_lifecycle.printable import brief
 from ichat_lifecycle.refusals import refuse_flags
 from ichat_lifecycle.yaml_nodes import TEXT_MAX, YamlError, as_loaded
 

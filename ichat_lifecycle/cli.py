@@ -314,8 +314,8 @@ def _with_config_file(typed: list[str], rest: list[str]) -> argparse.Namespace:
     """
     from ichat_lifecycle.arguments import as_flag, config_path, read_config
     from ichat_lifecycle.config_scalars import check_config
-    from ichat_lifecycle.document import brief
     from ichat_lifecycle.errors import ArgumentsError
+    from ichat_lifecycle.printable import brief
 
     path = config_path(rest)
     known = serve_flags()

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ichat_lifecycle.document import Document, brief, parse, read
+from ichat_lifecycle.document import Document, parse, read
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
+from ichat_lifecycle.printable import brief
 from ichat_lifecycle.scalars import Location, is_null, typed
 
 # Where a control token may come from without being seen in the process list.

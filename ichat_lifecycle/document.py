@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from ichat_lifecycle.input_file import TooLargeError, read_input
+from ichat_lifecycle.printable import brief
 from ichat_lifecycle.scalars import Location, Plain, is_json_number
 from ichat_lifecycle.yaml_nodes import (
     DEPTH_MAX,
@@ -33,11 +34,10 @@ from ichat_lifecycle.yaml_nodes import (
     place_of,
 )
 
-__all__ = ["VALUES_MAX", "Document", "Place", "Problem", "brief", "parse", "read"]
+__all__ = ["VALUES_MAX", "Document", "Place", "Problem", "parse", "read"]
 
 KEY_MAX = 1000  # characters of a key
 NUMBER_MAX = 100  # characters; to base 60, a megabyte takes YAML's loader minutes
-SHOWN_MAX = 500  # characters of a message
 # Characters of all values, those that aliases repeat counted each time, with their variables.
 CHARACTERS_MAX = 2 * TEXT_MAX
 VARIABLE_MIN = 4  # characters of a variable's value that is looked for in messages
@@ -56,16 +56,6 @@ _WORDS = {"true": True, "false": False, "": None}
 _VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\})")
 # No argument, variable, path, or UTF-8 text can have them.
 _NOWHERE = re.compile("[\0\ud800-\udfff]")
-
-
-def brief(text: str, limit: int = SHOWN_MAX) -> str:
-    """Return text for a message: one line, no control characters, at most `limit` characters."""
-    cut = text[:limit] + ("…" if len(text) > limit else "")
-    return cut if cut.isprintable() else "".join(map(_visible, cut))
-
-
-def _visible(character: str) -> str:
-    return character if character.isprintable() else repr(character)[1:-1]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ line of somebody else. Whatever prints such text calls one of these first:
 
 - `plain` for text that may have lines of its own;
 - `one_line` for a field, which never begins a further line;
+- `brief` for a value that somebody has given, in a message about it;
 - `json_text` for JSON, in which nothing is lost: what cannot be shown is escaped.
 """
 
@@ -17,6 +18,7 @@ import re
 from typing import Any
 
 SHOWN_INSTEAD = "\ufffd"
+SHOWN_MAX = 500  # characters of a message
 
 # A sequence ends with its line at the latest: what follows an unfinished one is not hidden.
 _ESCAPES = re.compile(
@@ -59,6 +61,16 @@ def one_line(text: str, limit: int | None = None) -> str:
         shown = (c if c.isprintable() or c.isspace() else SHOWN_INSTEAD for c in text)
         text = "".join(shown)
     return " ".join(text.split())
+
+
+def brief(text: str, limit: int = SHOWN_MAX) -> str:
+    """`text` for a message: one line of at most `limit` characters, what is not shown escaped."""
+    cut = text[:limit] + ("…" if len(text) > limit else "")
+    return cut if cut.isprintable() else "".join(map(_visible, cut))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:

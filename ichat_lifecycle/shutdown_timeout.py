@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ichat_lifecycle.config import SECONDS_MAX, SHOWN, Settings
-from ichat_lifecycle.document import brief
 from ichat_lifecycle.errors import ArgumentsError
+from ichat_lifecycle.printable import brief
 
 FLAG = "--shutdown-timeout"
 

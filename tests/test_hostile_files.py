@@ -30,7 +30,7 @@ from ichat_lifecycle.adapters.vllm_layout import Layout
 from ichat_lifecycle.arguments import gpu_ids_of, read_config
 from ichat_lifecycle.cli import build_parser
 from ichat_lifecycle.config import SECONDS_MAX, Settings, load_settings
-from ichat_lifecycle.document import KEY_MAX, brief, parse
+from ichat_lifecycle.document import KEY_MAX, parse
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError, LifecycleError
 from ichat_lifecycle.fleet import engine_words, up
 from ichat_lifecycle.fleet.command_size import ONE_MAX, too_large
@@ -40,6 +40,7 @@ from ichat_lifecycle.fleet.load import WORKERS_MAX
 from ichat_lifecycle.fleet.models import OWN_VARIABLES
 from ichat_lifecycle.fleet.plans import TOLD_MAX, BadFileError, Reading, read_plans
 from ichat_lifecycle.input_file import TooLargeError, read_input
+from ichat_lifecycle.printable import brief
 from ichat_lifecycle.scalars import as_json
 from ichat_lifecycle.testing.nasty_yaml import BOMBS
 from ichat_lifecycle.yaml_nodes import DEPTH_MAX, TEXT_MAX, VALUES_MAX

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from ichat_lifecycle.journal import Snapshot
-from ichat_lifecycle.log_line import plain
+from ichat_lifecycle.printable import plain
 from ichat_lifecycle.states import STARTING_STATES, State
 
 log = structlog.get_logger("ichat_lifecycle")

@@ -19,10 +19,10 @@ from ichat_lifecycle.adapters.parent import follow
 from ichat_lifecycle.adapters.vllm_arguments import VllmArguments, import_error
 from ichat_lifecycle.adapters.vllm_layout import Layout, load
 from ichat_lifecycle.arguments import ParsedArguments
-from ichat_lifecycle.document import brief
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.engine_argv import WrongKey, engine_argv
 from ichat_lifecycle.fleet.engine_words import from_wire
+from ichat_lifecycle.printable import brief
 
 
 def main() -> int:

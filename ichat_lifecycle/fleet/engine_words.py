@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.asked_process import ask_process
-from ichat_lifecycle.document import brief
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.engine_argv import WrongKey
+from ichat_lifecycle.printable import brief
 from ichat_lifecycle.scalars import Plain
 
 # -P: as workers are run, without the directory where `up` was started.

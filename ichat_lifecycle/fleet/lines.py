@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from typing import Any
 
 from ichat_lifecycle.printable import json_text, one_line
 from ichat_lifecycle.strict_json import parse_object
 
 SUPERVISOR = "ichat_lifecycle.fleet"  # the logger of our own lines
+# Bytes that were no text, such as in a path: Python writes them so, and others do not read that.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _HIDDEN = ("event", "level", "logger", "timestamp", "start_id", "exception", "stack")
 
 
@@ -35,7 +39,7 @@ def bad_line(name: str, line: str) -> str:
 def _document_in(line: str) -> dict[str, Any] | None:
     if not line.lstrip().startswith("{"):
         return None
-    try:
-        return parse_object(line)
-    except ValueError:
-        return None
+    for text in (line, _SURROGATE.sub("\\\\ufffd", line)):
+        with contextlib.suppress(ValueError):
+            return parse_object(text)
+    return None

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ichat_lifecycle.config import SHOWN, Settings
-from ichat_lifecycle.document import VALUES_MAX, Document, Place, Problem, brief, read
+from ichat_lifecycle.document import VALUES_MAX, Document, Place, Problem, read
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.file_kinds import Kind, kind_of
 from ichat_lifecycle.fleet.models import (
@@ -27,6 +27,7 @@ from ichat_lifecycle.fleet.models import (
     WorkerConfig,
 )
 from ichat_lifecycle.preflight import scan
+from ichat_lifecycle.printable import brief
 from ichat_lifecycle.redact import is_secret
 from ichat_lifecycle.scalars import Location, is_null, typed
 from ichat_lifecycle.shutdown_timeout import overruled, with_shutdown_timeout

@@ -16,7 +16,7 @@ import yaml
 
 from ichat_lifecycle.adapters.last_resort import MARGIN_S, TELLING_S
 from ichat_lifecycle.config import Settings
-from ichat_lifecycle.document import Document, Place, Problem, brief
+from ichat_lifecycle.document import Document, Place, Problem
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
 from ichat_lifecycle.fleet.checks import complain, control_of
 from ichat_lifecycle.fleet.command_size import too_large
@@ -27,6 +27,7 @@ from ichat_lifecycle.fleet.load import Fleet, Planned, load, wrong
 from ichat_lifecycle.fleet.models import WorkerConfig
 from ichat_lifecycle.fleet.ports import KILL_MARGIN_S, Plan
 from ichat_lifecycle.input_file import read_input
+from ichat_lifecycle.printable import brief
 from ichat_lifecycle.redact import SECRET_LENGTH_MIN, Secrets, is_secret, secrets_in
 from ichat_lifecycle.scalars import is_null
 from ichat_lifecycle.secret_words import apart

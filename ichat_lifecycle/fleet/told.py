@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ichat_lifecycle.adapters.sd_notify import ALIVE, LIFECYCLE, WORDS_LIMIT
-from ichat_lifecycle.log_line import plain
+from ichat_lifecycle.printable import one_line
 from ichat_lifecycle.states import State
 
 NAME_LIMIT, URL_LIMIT = 64, 300  # characters
@@ -23,7 +23,7 @@ LONGEST_S = 1e9  # of an expected time, in seconds: 30 years
 
 def shortened(text: str, limit: int = WORDS_LIMIT) -> str:
     """One line without control characters, and at most so long."""
-    return " ".join(plain(text[:limit]).split())
+    return one_line(text[:limit])
 
 
 def _with_port(url: str) -> str:
