@@ -40,7 +40,6 @@ def test_a_worker_speaks_for_itself_only() -> None:
         '{"event": NaN}',
         '{"event": 1e999}',
         '{"event": ' + "9" * 5_000 + "}",
-        '{"event": "\\ud800"}',
         "{}",
         "null",
     ],
@@ -87,3 +86,10 @@ def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
         json.dumps(parse(data), allow_nan=False)
     except ValueError:
         return
+
+
+def test_bytes_that_were_no_text_keep_no_line_from_being_shown() -> None:
+    """Python writes a path with them so, and an honest worker logs it."""
+    line = '{"event": "gone: /x\\udcff", "level": "error"}'
+    assert shown(line) == {"worker": "a", "event": "gone: /x\ufffd", "level": "error"}
+    assert bad_line("a", line).startswith("a: error: gone: /x")
