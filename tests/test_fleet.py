@@ -425,3 +425,32 @@ def test_what_a_worker_has_ended_with_is_forgiven_when_it_is_restarted() -> None
 
     courses = [*[Course(ends_s=1, code=75)] * 4, Course()]
     assert World(a=courses).live(plan("a"), plan("b"), scenario=scenario) == 0
+
+
+# --- a socket that is dead
+
+
+def test_a_worker_whose_socket_was_shut_down_starts_again_to_get_another_one() -> None:
+    async def scenario(world: World) -> None:
+        await until(serving(world, "a", "b"))
+        world.fleet.lose_socket(plan("a").address)
+        await until(lambda: len(world.processes) == 3)
+        await until(serving(world, "a", "b"))
+
+    world = World()
+    world.live(plan("a"), plan("b"), scenario=scenario)
+    assert world.processes[0].signals == ["TERM"], "it ends what runs"
+    assert world.stages("b") == ["starting", "serving", "stopping", "stopped"]
+
+
+def test_a_worker_that_shuts_its_socket_down_again_and_again_is_given_up() -> None:
+    async def scenario(world: World) -> None:
+        while "given_up" not in world.stages("a"):
+            await until(lambda: serving(world, "a")() or "given_up" in world.stages("a"))
+            world.fleet.lose_socket(plan("a").address)
+            await until(lambda: not serving(world, "a")())
+        assert serving(world, "b")()
+
+    world = World(restart=Restart(max=3))
+    world.live(plan("a"), plan("b"), scenario=scenario)
+    assert len([process for process in world.processes if process.plan.name == "a"]) == 4

@@ -7,14 +7,17 @@ none hangs: before a worker has bound, between two of them, while one backs off.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
 import uvicorn
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.connections import Limits, connections_of_held
 from ichat_lifecycle.adapters.http_connection import LINGER_S
+from ichat_lifecycle.adapters.lasting_socket import LastingSocket
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.adapters.refusal import (
     CLOSE,
@@ -25,16 +28,18 @@ from ichat_lifecycle.adapters.refusal import (
     error_document,
     send_json,
 )
-from ichat_lifecycle.adapters.sockets import SocketBinder
 from ichat_lifecycle.adapters.tls import Tls
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.ports import Address
+
+log = structlog.get_logger("ichat_lifecycle.fleet")
 
 Certificate = tuple[str, str | None]
 Speech = tuple[Certificate | None, str]
 
 LIMITS = Limits(connections_of_held, head_s=10.0)
 NO_HEADERS = AnswerHeaders()
+RETRY_S = 0.5  # where nobody can listen
 CLOSE_S = 1.0  # for answers under way, when the whole ends
 
 
@@ -56,14 +61,20 @@ class HeldSocket:
 
     Args:
         absence: asked for each request that comes while nobody serves.
+        on_lost: called once those who serve hold a socket that nobody can connect to any more.
 
     Raises:
         AddressError: the address is taken or not allowed.
     """
 
-    def __init__(self, address: Address, absence: Callable[[], Absence]) -> None:
-        self._binder = SocketBinder(lambda: address)
-        self._sock = self._binder.bind_now(address, address.host)
+    def __init__(
+        self,
+        address: Address,
+        absence: Callable[[], Absence],
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._listener = LastingSocket(address, self._take_new_socket)
+        self._on_lost = on_lost
         self._absence = absence
         self._speaks: Speech = (None, "")
         self._config = self._made_config(None)
@@ -78,7 +89,7 @@ class HeldSocket:
 
     @property
     def fd(self) -> int:
-        return self._sock.fileno()
+        return self._listener.sock.fileno()
 
     def certify(self, certificate: Certificate | None, digest: str = "") -> None:
         """Speak TLS with this certificate and key, or none; see fleet.ports.Socket.
@@ -106,6 +117,14 @@ class HeldSocket:
             self._owners.remove(who)
             self._changed.set()
 
+    def _take_new_socket(self) -> None:
+        """The one that was handed down is of no use any more."""
+        if self._server is not None:
+            self._server.let_go_of_all()  # before the socket is closed
+        self._owners.clear()
+        self._changed.set()
+        self._on_lost()
+
     async def close(self) -> None:
         self.close_now()
         await asyncio.wait({self._task})
@@ -124,7 +143,7 @@ class HeldSocket:
                     await self._answer()
             await self._end()
         finally:
-            await self._binder.release()
+            await self._listener.close()
 
     async def _change(self) -> None:
         await self._changed.wait()
@@ -133,9 +152,15 @@ class HeldSocket:
     async def _answer(self) -> None:
         # A copy: the server closes what it has accepted on.
         server = self._server = PromptServer(self._config, LIMITS)
-        serving = server.serving(self._sock.dup())
-        await server.begun(serving)
-        while not (self._owners or self._closing or serving.done()):
+        sock = self._listener.sock
+        copy = sock.dup()
+        serving = server.serving(copy)
+        if not await server.begun(serving):
+            copy.close()
+            self._server = None
+            await self._wait_after(serving.exception())
+            return
+        while sock is self._listener.sock and not (self._owners or self._closing or serving.done()):
             await self._change()
         self._server = None
         server.let_go_of_all()
@@ -144,6 +169,13 @@ class HeldSocket:
         # In the background: who uploads much is answered, and still sending.
         self._ending[serving] = server
         serving.add_done_callback(self._ending.pop)
+
+    async def _wait_after(self, error: BaseException | None) -> None:
+        """Nobody can listen there now, such as after a shutdown of which no word has come yet."""
+        log.warning("held_socket_unusable", error=str(error))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_S):
+                await self._change()
 
     async def _end(self) -> None:
         """Ends the servers that are left."""

@@ -18,6 +18,7 @@ import psutil
 from ichat_lifecycle.adapters.threads import in_thread
 from ichat_lifecycle.errors import AddressError, ArgumentsError
 from ichat_lifecycle.ports import Address
+from ichat_lifecycle.private_files import FILE, given_umask
 
 BACKLOG = 2048  # connections that wait to be accepted, as Uvicorn has it
 UDS_PATH_MAX = 107  # bytes: sun_path of sockaddr_un has 108, the last one is NUL
@@ -26,19 +27,22 @@ FEW_FILES = 1024  # below it, clients are likely to be turned away
 _ANY = ("0.0.0.0", "::")
 
 
-def listening_socket(host: str | None, port: int, uds: str | None = None) -> socket.socket:
+def listening_socket(
+    host: str | None, port: int, uds: str | None = None, *, private: bool = False
+) -> socket.socket:
     """A socket that listens, not inherited by child processes, with SO_REUSEADDR.
 
     Args:
         host: IPv4 or IPv6 address or a name; None or "" is every IPv4 address of this machine.
         port: 0 takes any free one.
         uds: path of a Unix socket; host and port are then ignored. A stale one is removed.
+        private: only this user may connect to the Unix socket; else the umask decides.
 
     Raises:
         AddressError: the address is taken, not allowed, not of this machine, or cannot be one.
         ArgumentsError: the port is not from 0 to 65535.
     """
-    return _unix_socket(uds) if uds else _tcp_socket(host, port)
+    return _unix_socket(uds, private) if uds else _tcp_socket(host, port)
 
 
 def check_listening(host: str | None, port: int, uds: str | None = None) -> None:
@@ -136,12 +140,15 @@ def _holder(ip: str, port: int) -> str:
 # Unix sockets -------------------------------------------------------------------------------------
 
 
-def _unix_socket(path: str) -> socket.socket:
+def _unix_socket(path: str, private: bool) -> socket.socket:
     if check_unix_path(path):
         _remove(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(path)
+        if private:
+            os.fchmod(sock.fileno(), FILE)  # before it has a name: the file is made with this
+        with given_umask():
+            sock.bind(path)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
@@ -248,6 +255,7 @@ class SocketBinder:
 
     Args:
         address: asked at bind(), because it is known only once the arguments are.
+        private: see listening_socket().
 
     Attributes:
         bound: the address it listens on, with the real port where 0 was asked for; None while it
@@ -256,8 +264,9 @@ class SocketBinder:
             elsewhere by now.
     """
 
-    def __init__(self, address: Callable[[], Address]) -> None:
+    def __init__(self, address: Callable[[], Address], *, private: bool = False) -> None:
         self._address = address
+        self._private = private
         self._sock: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
         self.bound: Address | None = None
@@ -273,7 +282,7 @@ class SocketBinder:
 
     def bind_now(self, address: Address, host: str) -> socket.socket:
         """The same, with a host that needs no name server. Raises AddressError."""
-        self._sock = listening_socket(host, address.port, address.uds)
+        self._sock = listening_socket(host, address.port, address.uds, private=self._private)
         if address.uds:
             self._inode = _inode(address.uds)
             self.bound = self.inside = address

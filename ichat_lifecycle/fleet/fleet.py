@@ -145,6 +145,12 @@ class Fleet:
             raise LifecycleError(f"{name} is about to be changed", code="busy")
         member.ask_to_start_again("an operator")
 
+    def lose_socket(self, address: str) -> None:
+        """Those who serve there hold a dead socket: they get the new one with a start."""
+        for member in self.members:
+            if member.plan.address == address:
+                member.lose_socket()
+
     # --- members
 
     def _make(

@@ -13,6 +13,7 @@ import structlog
 
 from ichat_lifecycle.config import Restart
 from ichat_lifecycle.errors import PERMANENT, ExitCode
+from ichat_lifecycle.fleet.asked import SHUT_DOWN, Asked
 from ichat_lifecycle.fleet.journal import FleetKind, StageRecord, StateRecord
 from ichat_lifecycle.fleet.ports import (
     KILL_MARGIN_S,
@@ -58,16 +59,6 @@ class Surroundings:
     watchdog_s: float = 0.0
 
 
-@dataclass(slots=True)
-class _Asked:
-    """What somebody wants of it."""
-
-    stop: str | None = None  # why
-    now: bool = False
-    again: bool = False  # to start, after a stop or from rest
-    leave: bool = False  # for good
-
-
 class Member:
     """A worker, from its first start to its last end.
 
@@ -109,12 +100,12 @@ class Member:
         self._around = around
         self._accept_from = accept_from
         self._after = list(after)
-        self._asked = _Asked()
+        self._asked = Asked()
         self._woken = asyncio.Event()
         self._may_start = False
         self._watchdog_s = 0.0
         self._quiet: Silence | None = None  # since it was last heard of; None: for ever is fine
-        self._silence = ""  # why it was killed, where that was for telling nothing
+        self._silence = ""  # why it was killed, where that was our decision
         self._budget = RestartBudget(around.restart, around.random)
 
     @property
@@ -167,6 +158,12 @@ class Member:
         self._asked.again = True
         self._budget = RestartBudget(self._around.restart, self._around.random)
         self._wake()
+
+    def lose_socket(self) -> None:
+        """Its listening socket is dead: it starts again, within its budget, to get another one."""
+        if self.process is not None and self._asked.stop is None:
+            self._asked.socket = True
+            self._wake()
 
     def succeeds(self, other: Member) -> None:
         """The other one leaves. Whenever this one starts again, it does so as the only one."""
@@ -271,7 +268,7 @@ class Member:
 
     def _launch(self) -> None:
         self.told, self.reason, self.due_s, self._silence = None, None, None, ""
-        self._asked.again = False
+        self._asked.again = self._asked.socket = False
         self.starts += 1
         try:
             self._watchdog_s = self._around.watchdog_s
@@ -322,13 +319,29 @@ class Member:
             self._ended(await self._ending(process), self._silence or said)
         elif self._asked.stop is not None:
             self._enter(Event.STOP, self._asked.stop)
+        elif self._asked.socket:
+            self._asked.socket = False
+            self._change_socket(process)
         elif self.stage is Stage.STARTING and self.state is State.READY:
             self._around.slots.leave(self._go)
             self._enter(Event.SERVE)
         elif quiet is not None and quiet.too_long(asyncio.get_running_loop().time()):
-            self._silence = f"it has told nothing for {self._watchdog_s:g} s"
-            log.error("worker_killed", worker=self.name, reason=self._silence)
-            process.kill()
+            self._kill_for(process, f"it has told nothing for {self._watchdog_s:g} s")
+
+    def _kill_for(self, process: Process, why: str) -> None:
+        self._silence = why
+        log.error("worker_killed", worker=self.name, reason=why)
+        process.kill()
+
+    def _change_socket(self, process: Process) -> None:
+        """A start of its own, which counts; once there have been too many, its end."""
+        now_s = asyncio.get_running_loop().time()
+        if self._budget.left(now_s):
+            self._budget.spend(now_s)
+            self._asked.again, self._asked.stop = True, SHUT_DOWN
+            self._enter(Event.STOP, SHUT_DOWN)
+        else:
+            self._kill_for(process, SHUT_DOWN)
 
     def _ended(self, code: int, said: str) -> None:
         """Its process has ended, unasked."""
@@ -398,9 +411,7 @@ class Member:
 
     def _kill(self, process: Process) -> None:
         """Its own deadlines have not held."""
-        reason = f"its stop has outlasted its bound of {self.plan.stop_bound_s:g} s"
-        log.error("worker_killed", worker=self.name, reason=reason)
-        process.kill()
+        self._kill_for(process, f"its stop has outlasted its bound of {self.plan.stop_bound_s:g} s")
 
     async def _rest(self) -> None:
         self._asked.stop, self._asked.now = None, False

@@ -247,7 +247,11 @@ class Supervisor:
     def _open(self, plan: Plan) -> HeldSocket:
         """Raises AddressError."""
         address = Address(plan.host, plan.port, plan.uds)
-        held = HeldSocket(address, lambda: self._absence(plan.address))
+        held = HeldSocket(
+            address,
+            lambda: self._absence(plan.address),
+            lambda: self._running.lose_socket(plan.address),
+        )
         self._held[plan.address] = held
         return held
 
@@ -365,7 +369,7 @@ async def _bound(address: Address, *, may_be_another: bool) -> tuple[SocketBinde
 
     Raises AddressError.
     """
-    binder = SocketBinder(lambda: address)
+    binder = SocketBinder(lambda: address, private=True)
     try:
         return binder, await binder.bind()
     except AddressError as error:
