@@ -244,12 +244,13 @@ def test_a_directory_whose_sockets_would_have_too_long_a_name_is_not_used(
     long.mkdir()
     monkeypatch.delenv(SOCKETS, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    directory = Path(engine_guard._socket_directory())
-    assert str(directory.parent) == "/tmp"
-    directory.rmdir()
+    directory = engine_guard._socket_directory("")
+    assert directory is not None
+    assert str(Path(directory.path).parent) == "/tmp"
+    directory.remove()
     assert list(long.iterdir()) == []
-    monkeypatch.setattr(engine_guard, "_SHORT", ("/nonexistent",))
-    assert engine_guard._socket_directory() == ""
+    monkeypatch.setattr(engine_guard, "SHORT", ("/nonexistent",))
+    assert engine_guard._socket_directory("") is None
     assert list(long.iterdir()) == []
 
 
@@ -257,7 +258,7 @@ def test_only_sockets_are_removed(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "s"))
     (tmp_path / "somebody's").touch()
-    guardian.remove_sockets(str(tmp_path))
+    guardian.remove_directory(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["somebody's"]
 
 

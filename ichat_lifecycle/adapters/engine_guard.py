@@ -14,13 +14,14 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import structlog
 
 from ichat_lifecycle.adapters import guardian, tracing
+from ichat_lifecycle.adapters.engine_leftovers import SHORT, Note, remove_leftovers
+from ichat_lifecycle.adapters.run_directory import RunDirectory
 
 log = structlog.get_logger("ichat_lifecycle.engine")
 
@@ -28,10 +29,9 @@ log = structlog.get_logger("ichat_lifecycle.engine")
 SOCKETS = "VLLM_RPC_BASE_PATH"
 _SOCKET_PATH_LIMIT = 107  # bytes that the kernel takes
 _SOCKET_NAME = 37  # "/" and a UUID
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where TMPDIR is too long a path
 _END_S = 1.0
 
-# Ends of pipes by which guardians see that we live. A fork of ours must not hold them.
+# Ends of pipes, and locks, by which others see that we live. A fork of ours must not hold them.
 _life_fds: set[int] = set()
 
 
@@ -49,17 +49,22 @@ class EngineGuard:
     """One guardian for one engine, from before its first process until after its last.
 
     Without a guardian (the system has no process left, say) an engine is started all the same, and
-    a warning says so.
+    a warning says so. What a dead owner has left is removed before.
 
     Args:
         output_fd: the reading end of the pipe into which the engine's processes print.
     """
 
     def __init__(self, output_fd: int) -> None:
+        remove_leftovers()
         self._marker = secrets.token_hex(8)
-        self._directory = _socket_directory()
+        note = str(Note.of(self._marker, output_fd))
+        self._sockets = _socket_directory(note)
+        self._record = _record_directory(note, self._sockets)
+        self._directories = list(dict.fromkeys(filter(None, (self._sockets, self._record))))
         self._life_fd = -1
         self._process: subprocess.Popen[bytes] | None = None
+        _life_fds.update(directory.fd for directory in self._directories)
         try:
             self._start(output_fd)
         except OSError as error:
@@ -68,8 +73,12 @@ class EngineGuard:
     def _start(self, output_fd: int) -> None:
         read_fd, self._life_fd = os.pipe()
         _life_fds.add(self._life_fd)
-        fds = (read_fd, output_fd)
-        arguments = (*map(str, fds), str(os.getpid()), self._marker, self._directory)
+        record_fd = self._record.fd if self._record else -1
+        arguments = (
+            *map(str, (read_fd, output_fd, os.getpid(), self._marker, record_fd)),
+            *(directory.path for directory in self._directories),
+        )
+        fds = (read_fd, output_fd, *(directory.fd for directory in self._directories))
         try:
             # Blocked signals stay blocked in what is executed: from its first instruction on.
             with blocked({signal.SIGINT, signal.SIGTERM, signal.SIGHUP}):
@@ -92,8 +101,8 @@ class EngineGuard:
     def marking(self) -> Iterator[None]:
         """What is executed within carries our marker, and makes its sockets in our directory."""
         variables = {guardian.VARIABLE: self._marker, tracing.VARIABLE: str(os.getpid())}
-        if self._directory:
-            variables[SOCKETS] = self._directory
+        if self._sockets is not None:
+            variables[SOCKETS] = self._sockets.path
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         try:
@@ -118,7 +127,14 @@ class EngineGuard:
             with contextlib.suppress(OSError):  # it was killed
                 os.write(self._life_fd, b".")
         self.sweep()
-        guardian.remove_sockets(self._directory)
+        self._wait()
+        if self._record is not None and self._record.fd >= 0:
+            guardian.remove_memory(guardian.recorded(self._record.text()))
+        for directory in self._directories:
+            _life_fds.discard(directory.fd)
+            directory.remove()
+
+    def _wait(self) -> None:
         if self._process is None:
             return
         try:
@@ -138,19 +154,32 @@ def blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _socket_directory() -> str:
-    """A new directory for the engine's sockets; "" where the user chose one, or none can be."""
+def _socket_directory(note: str) -> RunDirectory | None:
+    """A new one for the engine's sockets; None where the user chose one, or none can be."""
     if SOCKETS in os.environ:
-        return ""
+        return None
     problem = "each of them is too long a path for a socket"
-    for parent in (None, *_SHORT):
+    for parent in (None, *SHORT):
         try:
-            directory = tempfile.mkdtemp(prefix="ichat-", dir=parent)
+            directory = RunDirectory(parent, note)
         except OSError as error:
             problem = str(error)
             continue
-        if len(os.fsencode(directory)) + _SOCKET_NAME <= _SOCKET_PATH_LIMIT:
+        if len(os.fsencode(directory.path)) + _SOCKET_NAME <= _SOCKET_PATH_LIMIT:
             return directory
-        Path(directory).rmdir()
+        directory.remove()
     log.warning("no_socket_directory", error=problem)
-    return ""
+    return None
+
+
+def _record_directory(note: str, sockets: RunDirectory | None) -> RunDirectory | None:
+    """Where the shared memory is recorded: beside it, so that the record lasts as long as it does.
+
+    In a Pod /dev/shm may be a volume that outlives the container, and /tmp is not.
+    """
+    if sockets is not None and Path(sockets.path).parent == Path(guardian.SHARED):
+        return sockets
+    try:
+        return RunDirectory(guardian.SHARED, note)
+    except OSError:
+        return sockets

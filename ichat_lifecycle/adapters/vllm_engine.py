@@ -566,12 +566,14 @@ def _start_resource_tracker() -> None:
     """Before the pipe is there: the tracker would inherit it and keep it open for our whole life.
 
     Processes that are ended by force leave their shared memory to the tracker, which removes it
-    and warns; that is its job here, not news.
+    and warns; that is its job here, not news. SIGINT and SIGTERM do not end it; a terminal that is
+    closed must not either.
     """
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     try:
-        resource_tracker.ensure_running()
+        with blocked({signal.SIGHUP}):
+            resource_tracker.ensure_running()
     finally:
         if before is None:
             del os.environ["PYTHONWARNINGS"]
