@@ -28,5 +28,18 @@ def name_this_thread(name: str) -> None:
 
 
 def token_file(pid: int) -> Path:
-    """Where the fleet that this process supervises keeps a token that nobody gave."""
-    return state_directory() / "fleets" / f"{pid}.token"
+    """Where the fleet that this process supervises keeps a token that nobody gave.
+
+    The file of a dead supervisor is not that of a later process of the same pid, nor of one with
+    this pid in another container that shares the directory.
+    """
+    return state_directory() / "fleets" / f"{pid}-{_started(pid)}.token"
+
+
+def _started(pid: int) -> int:
+    """When a process was started, in clock ticks since boot; 0 where that cannot be seen."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(text[text.rindex(b")") + 2 :].split()[19])  # a name before it may hold anything

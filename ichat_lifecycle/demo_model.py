@@ -10,8 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ichat_lifecycle.private_files import make_directory
+
 VOCABULARY = 512
 SEED = 20260101
+_MODE = 0o755
 MARKERS = ("config.json", "model.safetensors", "tokenizer.json")
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -51,12 +54,14 @@ def make_demo_model(directory: Path) -> None:
         raise FileExistsError(
             f"{directory} exists and is not a demo model: remove it, or name another directory"
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(directory.parent, _MODE)
     with tempfile.TemporaryDirectory(prefix=".demo-model-", dir=directory.parent) as beside:
         # One level down, so that cleaning up is the same with and without the rename.
         unfinished = Path(beside) / "model"
-        unfinished.mkdir()
+        unfinished.mkdir(mode=_MODE)
         _write(unfinished)
+        for path in unfinished.iterdir():  # for others to read, whatever the umask is
+            path.chmod(path.stat().st_mode & _MODE)
         try:
             unfinished.rename(directory)
         except OSError:

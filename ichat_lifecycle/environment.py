@@ -18,6 +18,7 @@ from ichat_lifecycle.config import TOKEN_VARIABLE
 from ichat_lifecycle.credentials import HINT, header_value
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.home import known_home, private_home, provide_home
+from ichat_lifecycle.private_files import restrict_umask
 from ichat_lifecycle.redact import is_secret
 
 log = structlog.get_logger("ichat_lifecycle")
@@ -29,6 +30,7 @@ KEYS = ("VLLM_API_KEY", TOKEN_VARIABLE, FLEET_TOKEN_VARIABLE)
 HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # the library strips them, and takes "" for none
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 UTF8_HINT = "set PYTHONUTF8=1, or a locale of UTF-8: libraries read their own files in it"
+UMASK_HINT = "set a umask of 002 or 022: what is written is kept from all others here"
 VISIBLE_HINT = (
     "every user of this machine can read them in the process list: use VLLM_API_KEY, HF_TOKEN and "
     f"{TOKEN_VARIABLE}, or a file of --config that only this user can read"
@@ -42,8 +44,9 @@ HOME_HINT = (
 def prepare(environ: MutableMapping[str, str]) -> tuple[Note, ...]:
     """Makes of a process' environment what vLLM and its libraries can start in.
 
-    Sets HOME and USER where this user has none, and strips white space from keys: vLLM reads them
-    itself, and both sides have to agree. Anything else that is set stays as it is.
+    Keeps files from being writable for everybody. Sets HOME and USER where this user has none, and
+    strips white space from keys: vLLM reads them itself, and both sides have to agree. Anything
+    else that is set stays as it is.
 
     Returns:
         warnings, to be called once there is a log.
@@ -52,10 +55,17 @@ def prepare(environ: MutableMapping[str, str]) -> tuple[Note, ...]:
         ArgumentsError: a key cannot be sent, or a directory that a variable names is not there.
         LimitError: there is no directory that can be written, not even a temporary one.
     """
-    notes = [*_home(environ), *_temporary(environ), *_encoding(), *_certificates(environ)]
+    notes = [*_umask(), *_home(environ), *_temporary(environ), *_encoding()]
+    notes += _certificates(environ)
     notes += [note for name in (*KEYS, *HUB_KEYS) for note in _key(environ, name)]
     _check_metrics_directory(environ)
     return tuple(notes)
+
+
+def _umask() -> Iterator[Note]:
+    given = restrict_umask()
+    if given is not None:
+        yield lambda: log.warning("umask_open", umask=f"{given:03o}", hint=UMASK_HINT)
 
 
 def _home(environ: MutableMapping[str, str]) -> Iterator[Note]:

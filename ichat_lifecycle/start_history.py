@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,22 @@ from pathlib import Path
 
 import structlog
 
+from ichat_lifecycle import private_files
 from ichat_lifecycle.home import cache_directory
 
 log = structlog.get_logger("ichat_lifecycle")
 
 STARTS_KEPT = 5
 KEYS_KEPT = 200
+FILE_LIMIT = 1_000_000  # bytes: more than so many starts can take
 
 
 def default_path() -> Path:
     """`starts.json` in the user's cache directory."""
     return cache_directory() / "starts.json"
 
+
+_LONGEST_S = 10 * 365 * 24 * 3600.0
 
 # Where it listens and what it is called do not change how long it takes.
 _NO_MATTER = frozenset({"--host", "--port", "--uds", "--served-model-name", "--api-key"})
@@ -76,22 +80,28 @@ class StartHistory:
         starts = [*known.pop(key, []), round(seconds, 2)][-STARTS_KEPT:]
         kept = dict([*known.items(), (key, starts)][-KEYS_KEPT:])
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(f".{os.getpid()}.tmp")  # other workers write too
-            temporary.write_text(json.dumps(kept), encoding="utf-8")
-            temporary.replace(self._path)
+            private_files.make_directory(self._path.parent)
+            private_files.close_to_all(self._path.parent)
+            private_files.write(self._path, json.dumps(kept))
         except OSError as error:
             log.warning("start_history_unwritable", path=str(self._path), error=error.strerror)
 
     def _read(self) -> dict[str, list[float]]:
         try:
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            known = json.loads(private_files.read(self._path, FILE_LIMIT))
+        except (OSError, ValueError, RecursionError):
             return {}
         if not isinstance(known, dict):
             return {}
         return {
             key: [float(s) for s in starts]
             for key, starts in known.items()
-            if isinstance(starts, list) and all(isinstance(s, int | float) for s in starts)
+            if isinstance(starts, list) and starts and all(map(_is_a_time, starts))
         }
+
+
+def _is_a_time(value: object) -> bool:
+    """Whether it can be seconds: JSON has NaN, too, and numbers that no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= _LONGEST_S and math.isfinite(value)

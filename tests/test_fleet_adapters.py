@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import errno
 import io
 import json
@@ -24,6 +25,7 @@ import pytest
 from fleet_world import plan
 from structlog.testing import capture_logs
 
+from ichat_lifecycle.adapters import guardian
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
 from ichat_lifecycle.adapters.line_throttle import BURST, LINE_COST
@@ -281,7 +283,61 @@ def test_a_child_that_keeps_the_output_open_holds_nothing_up() -> None:
         )
         started = Started(program)
         assert await started.process.wait() == 0
-        os.kill(int(started.lines[0]), signal.SIGKILL)
+        await gone(int(started.lines[0]))
+
+    run(scenario())
+
+
+async def gone(pid: int) -> None:
+    while guardian.started(pid) is not None:
+        await asyncio.sleep(0.01)
+
+
+# Prints without end, whatever becomes of the reader; with a word it does not end when asked to.
+ORPHAN = """
+import os, signal, sys, time
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+if sys.argv[1:]:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+while True:
+    try:
+        os.write(1, b"an orphan\\n")
+    except OSError:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_what_an_orphan_prints_on_goes_nowhere(stubborn: bool) -> None:
+    """It is nobody's: not its dead parent's, and not the next process's."""
+
+    async def scenario() -> None:
+        before = open_files()
+        words = ", 'x'" if stubborn else ""
+        started = Started(
+            "import subprocess, sys, time\n"
+            f"child = subprocess.Popen([sys.executable, '-c', {ORPHAN!r}{words}])\n"
+            "print(f'its pid is {child.pid}', flush=True)\n"
+            "time.sleep(0.3)\n"
+            "raise SystemExit(75)"
+        )
+        assert await started.process.wait() == 75
+        orphan = next(int(line.split()[-1]) for line in started.lines if "pid is" in line)
+        try:
+            seen = len(started.lines)
+            after = Started("import time; time.sleep(0.3); print('mine')")
+            assert await after.process.wait() == 0
+            assert after.lines == ["mine"]
+            assert len(started.lines) == seen
+            assert started.codes == [75]
+            if stubborn:
+                assert guardian.started(orphan) is not None
+            else:
+                await gone(orphan)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(orphan, signal.SIGKILL)
+        assert open_files() == before
 
     run(scenario())
 

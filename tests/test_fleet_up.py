@@ -357,6 +357,8 @@ def test_without_a_token_the_same_user_may_command(tmp_path: Path, where: str) -
             fleet.wait_until_ready()
             (kept,) = tmp_path.glob("ichat-lifecycle/fleets/*.token")
             assert kept.stat().st_mode & 0o777 == 0o600
+            if where == "uds":
+                assert (tmp_path / "fleet.sock").stat().st_mode & 0o777 == 0o600
             assert fleet.post("/fleet/a/restart", token=TOKEN).status_code == 401
             assert "a     serving  READY" in run("status").stdout
             ours = ("--fleet", fleet.url)  # others may run on this machine

@@ -31,6 +31,7 @@ from typing import Any
 
 import structlog
 
+from ichat_lifecycle import private_files
 from ichat_lifecycle.adapters.process_view import PySpy, kernel_view, numbers, own_stacks
 from ichat_lifecycle.adapters.threads import Threaded
 from ichat_lifecycle.home import state_directory
@@ -144,7 +145,10 @@ class EvidenceFiles:
     def _create(self, bundle: _Bundle, case: Case) -> None:
         directory = self._directory or default_directory()
         at = self._now().astimezone(UTC)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_files.make_directory(directory)
+        if self._directory is None:  # a directory that a user names is theirs to open
+            private_files.close_to_all(directory.parent)
+            private_files.close_to_all(directory)
         _make_room(directory)
         code = re.sub(r"[^a-z0-9_]", "_", case.code.lower())[:60] or "unknown"
         path = bundle.make(directory, f"{at:%Y%m%dT%H%M%SZ}-{code}-{os.getpid()}")

@@ -230,11 +230,21 @@ class WorkerProcess:
 
     def _reap(self) -> None:
         os.close(self._read_fd)
+        self._end_group()
         code = self._process.wait()
         if self._pidfd is not None:
             os.close(self._pidfd)
         self._safely(self._on_end, code)
         self._end.set_result(code)
+
+    def _end_group(self) -> None:
+        """End what it has left in its process group, which may hold its port's socket.
+
+        To be called before it is reaped: until then the number is nobody else's. SIGTERM, because
+        Python's resource tracker is among them, which ignores it and has shared memory to remove.
+        """
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
 
+from ichat_lifecycle import private_files
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE, token_file
 from ichat_lifecycle.credentials import header_value
 
@@ -25,24 +28,50 @@ def kept_token(given: str | None) -> Iterator[str]:
     if given:
         yield header_value("fleet.token", given)
         return
-    token, path = secrets.token_urlsafe(24), token_file(os.getpid())
+    token, path, fd = secrets.token_urlsafe(24), token_file(os.getpid()), -1
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_files.make_directory(path.parent)
+        private_files.own_directory(path.parent.parent.resolve())  # it may be a link of the user's
+        private_files.own_directory(path.parent)
         _forget_the_dead(path.parent)
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(token)
+        fd = _written(path, token)
     except OSError as error:
         hint = f"set fleet.token or {FLEET_TOKEN_VARIABLE}: nobody can give commands now"
         log.warning("token_not_kept", path=str(path), error=str(error), hint=hint)
     try:
         yield token
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            os.close(fd)
+
+
+def _written(path: Path, token: str) -> int:
+    """The descriptor of the file, locked for as long as it is open. Raises OSError.
+
+    It gets its name as a whole, in place of whatever is there, and never through a link.
+    """
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, token.encode("ascii"))
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        os.close(fd)
+        raise
+    return fd
 
 
 def _forget_the_dead(directory: Path) -> None:
+    """Removes files that nobody has locked: a pid may be in use again, or another container's."""
     for path in directory.glob("*.token"):
-        if path.stem.isdecimal() and not Path(f"/proc/{path.stem}").exists():
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is in use
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(fd)

@@ -1,0 +1,129 @@
+"""Directories and files of this user's alone, whatever the umask is and whoever was there before.
+
+A umask of 0, as some containers have it, would make them writable for every user of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger("ichat_lifecycle")
+
+DIRECTORY, FILE = 0o700, 0o600
+_WRITE_BY_OTHERS, _WRITE_BY_ALL = 0o022, 0o002
+
+_given_umask: list[int] = []
+
+
+def restrict_umask() -> int | None:
+    """Keeps what this process makes from being writable for every user of the machine.
+
+    Libraries write as well: compiled code of which the next start executes what it finds.
+
+    Returns:
+        the umask that allowed it; None where it did not, or where this was done before.
+    """
+    given = os.umask(0o077)  # there is no other way to read it
+    os.umask(given | _WRITE_BY_ALL)
+    if not _given_umask:
+        _given_umask.append(given)
+    return None if given & _WRITE_BY_ALL else given
+
+
+@contextlib.contextmanager
+def given_umask() -> Iterator[None]:
+    """For a file whose mode is the user's choice: the umask that this process was started with."""
+    if not _given_umask:
+        yield
+        return
+    before = os.umask(_given_umask[0])
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def make_directory(path: Path, mode: int = DIRECTORY) -> None:
+    """Makes a directory, and those above it that are missing; by default for this user alone.
+
+    One that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made, or is something else.
+    """
+    for missing in reversed([one for one in (path, *path.parents) if not one.exists()]):
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            missing.mkdir(mode=mode)
+
+
+def own_directory(path: Path) -> None:
+    """The same for one in which this user alone may write: one that is open to others is closed.
+
+    Raises:
+        PermissionError: it is another user's.
+        OSError: it cannot be made, or is a link.
+    """
+    make_directory(path)
+    _close(path, _WRITE_BY_OTHERS, os.O_NOFOLLOW, must=True)
+
+
+def close_to_all(path: Path) -> None:
+    """Takes the right to write from every user of the machine, where a directory is this user's.
+
+    An earlier run under another umask may have made it so.
+    """
+    with contextlib.suppress(OSError):
+        _close(path, _WRITE_BY_ALL, 0, must=False)
+
+
+def _close(path: Path, writers: int, flags: int, *, must: bool) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | flags)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            if must:
+                raise PermissionError(f"{path} belongs to another user (uid {status.st_uid})")
+        elif status.st_mode & writers and not status.st_mode & stat.S_ISVTX:
+            mode = stat.S_IMODE(status.st_mode)
+            os.fchmod(fd, mode & ~_WRITE_BY_OTHERS)
+            log.warning("directory_was_open", path=str(path), mode=f"{mode:o}")
+    finally:
+        os.close(fd)
+
+
+def write(path: Path, text: str) -> None:
+    """Puts a file in place as a whole, for this user alone; never through a link.
+
+    Raises:
+        OSError: it cannot be written. What was there before stays.
+    """
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path, limit: int) -> str:
+    """The text of a file of at most `limit` bytes; never waits, and never follows a link.
+
+    Raises:
+        OSError: it cannot be read, is no file, or is too large.
+        ValueError: it is not UTF-8.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+            raise OSError(f"{path} is not a file of at most {limit} bytes")
+        return file.read(limit).decode()
