@@ -16,7 +16,7 @@ import uvicorn
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.connections import Limits, connections_of_held
-from ichat_lifecycle.adapters.http_connection import LINGER_S
+from ichat_lifecycle.adapters.http_connection import LINGER_S, LimitedH11
 from ichat_lifecycle.adapters.lasting_socket import LastingSocket
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.adapters.refusal import (
@@ -150,17 +150,17 @@ class HeldSocket:
         self._changed.clear()
 
     async def _answer(self) -> None:
-        # A copy: the server closes what it has accepted on.
-        server = self._server = PromptServer(self._config, LIMITS)
-        sock = self._listener.sock
-        copy = sock.dup()
-        serving = server.serving(copy)
-        if not await server.begun(serving):
-            copy.close()
-            self._server = None
-            await self._wait_after(serving.exception())
-            return
-        while sock is self._listener.sock and not (self._owners or self._closing or serving.done()):
+        server = self._server = PromptServer(self._config, LIMITS, LimitedH11)
+        sock, serving = self._listener.sock, server.serving(None)
+        await server.begun(serving)
+        unusable: OSError | None = None
+        try:
+            server.borrow(sock)  # not a copy, for which there may be no descriptor
+        except OSError as error:
+            unusable = error
+        while sock is self._listener.sock and not (
+            unusable or self._owners or self._closing or serving.done()
+        ):
             await self._change()
         self._server = None
         server.let_go_of_all()
@@ -169,8 +169,10 @@ class HeldSocket:
         # In the background: who uploads much is answered, and still sending.
         self._ending[serving] = server
         serving.add_done_callback(self._ending.pop)
+        if unusable is not None:
+            await self._wait_after(unusable)
 
-    async def _wait_after(self, error: BaseException | None) -> None:
+    async def _wait_after(self, error: OSError) -> None:
         """Nobody can listen there now, such as after a shutdown of which no word has come yet."""
         log.warning("held_socket_unusable", error=str(error))
         with contextlib.suppress(TimeoutError):
@@ -195,6 +197,8 @@ class HeldSocket:
             lifespan="off",
             log_config=None,
             access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=LIMITS.head_bytes,
             workers=1,  # else WEB_CONCURRENCY is read, which may be no number
             proxy_headers=False,
             timeout_graceful_shutdown=int(LINGER_S),

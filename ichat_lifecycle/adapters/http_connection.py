@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,23 +19,17 @@ import h11
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ichat_lifecycle.adapters.calm_log import CALM_LOGGER
 from ichat_lifecycle.adapters.connections import Crowd, Stage
-from ichat_lifecycle.adapters.refusal import (
-    CLOSE,
-    CROWDED,
-    App,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    error_document,
-    send_json,
-)
+from ichat_lifecycle.adapters.refusal import CROWDED, error_document
+from ichat_lifecycle.adapters.request_rules import TOO_LARGE, checked, headers_too_large
 
 # How long the rest of a body is read that nobody wants: in all, and without a byte. As in nginx.
 LINGER_S, LINGER_SILENCE_S = 30.0, 5.0
 
-TOO_LARGE = 431
+# Requests that are parsed and wait behind one that is not answered. Uvicorn has no limit: with
+# httptools each 18 bytes become some kilobytes, and more are read after each answer.
+PIPELINED_MAX = 64
 
 
 class Limited:
@@ -67,13 +62,15 @@ class Limited:
         self._discards_until_s: float | None = None
         self._lingers_until_s: float | None = None
         self._unsent: int | None = None  # of the answer, when that was looked at last
+        self.logger = CALM_LOGGER
         if crowded:
             self.app_state = {**self.app_state, CROWDED: True}
-        self.app = _front(self.app, self._limits.head_count)
+        self.app = checked(self.app, self._limits.head_count)
 
     # Of Uvicorn's protocols.
     app: Any
     app_state: dict[str, Any]
+    logger: logging.Logger
     timeout_keep_alive: float
     connections: set[Any]
     cycle: Any
@@ -117,8 +114,18 @@ class Limited:
         super().handle_websocket_upgrade(*args)  # type: ignore[misc]
 
     def send_400_response(self, msg: str) -> None:
+        if not self._can_refuse():
+            self.drop()  # an answer is under way or sent: a second one would be a part of it
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # its app waits for a body that never ends
+            self.cycle.message_event.set()
         self._linger()  # who sends nonsense may send more of it
         super().send_400_response(msg)  # type: ignore[misc]
+
+    def _can_refuse(self) -> bool:
+        """Whether the next bytes to the client may be an answer of ours."""
+        raise NotImplementedError
 
     # --- time
 
@@ -170,7 +177,8 @@ class Limited:
             self._give(self._limits.head_s, until_s=self._begun_s + self._limits.head_s)
 
     def _refuse_head(self) -> None:
-        body = json.dumps(_too_large(f"over {self._limits.head_bytes} bytes")).encode()
+        message = headers_too_large(f"over {self._limits.head_bytes} bytes")
+        body = json.dumps(error_document(message, TOO_LARGE, None)).encode()
         self._linger()
         self._real.write(
             b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
@@ -281,6 +289,9 @@ class _PoliteTransport:
 class LimitedH11(Limited, H11Protocol):  # type: ignore[misc]
     """With h11: strict, and slower."""
 
+    def _can_refuse(self) -> bool:
+        return self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
+
     def _discards(self) -> bool:
         return self.cycle is not None and self.conn.their_state is h11.SEND_BODY
 
@@ -291,63 +302,53 @@ class LimitedH11(Limited, H11Protocol):  # type: ignore[misc]
 class LimitedHttpTools(Limited, AutoHTTPProtocol):  # type: ignore[misc,valid-type]
     """With httptools, as vLLM has it."""
 
+    _in_body = False  # or in its trailers
+    _framing_bytes = 0  # that have come since the last content of a body
+
+    def data_received(self, data: bytes) -> None:
+        self._framing_bytes += len(data)
+        super().data_received(data)
+        too_many = self._framing_bytes > self._limits.head_bytes
+        if self._in_body and too_many and self._real is not None and not self.lingers:
+            self.drop()  # trailers or extensions of chunks without end: the parser keeps them
+
+    def on_message_begin(self) -> None:
+        self._in_body = False
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # else a trailer, which Uvicorn would add to the headers
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_body, self._framing_bytes = True, 0
+        if len(self.pipeline) >= PIPELINED_MAX:
+            raise _TooManyError  # the parser stops, and Uvicorn calls send_400_response()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._in_body = False
         super().on_message_complete()
         if self.cycle is not None:
             self.cycle.more_body = False  # Uvicorn leaves it where the answer came first
+
+    def _can_refuse(self) -> bool:
+        cycle = self.cycle
+        if cycle is None or (cycle.response_complete and not self._discards()):
+            return True
+        return not (cycle.response_started or self.pipeline)
 
     def _discards(self) -> bool:
         return self.cycle is not None and bool(self.cycle.more_body)
 
 
+class _TooManyError(Exception):
+    """Too many requests wait on one connection."""
+
+
 # What Uvicorn takes by default: httptools where it is installed, else h11.
 LimitedAuto: Any = LimitedH11 if AutoHTTPProtocol is H11Protocol else LimitedHttpTools
-
-
-def _front(app: App, head_count: int | None) -> App:
-    """What is done with the headers of every request."""
-
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        headers = scope["headers"]
-        if head_count is not None and len(headers) > head_count:
-            receive, send = _close_unless_read(receive, send)
-            await _refuse(scope, receive, send, f"more than {head_count} lines")
-            return
-        if any(name == b"expect" for name, _ in headers):
-            receive, send = _close_unless_read(receive, send)
-        await app(scope, receive, send)
-
-    return call
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send, what: str) -> None:
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.close", "code": 1008})
-    else:
-        await send_json(send, TOO_LARGE, _too_large(what))
-
-
-def _close_unless_read(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """Close the connection after an answer that comes before the body was asked for.
-
-    A client that waits for `100 Continue` sends its body after such an answer, or does not: nobody
-    knows which bytes come next.
-    """
-    asked = False
-
-    async def asking() -> Message:
-        nonlocal asked
-        asked = True
-        return await receive()
-
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start" and not asked:
-            message = {**message, "headers": [*message.get("headers", ()), CLOSE]}
-        await send(message)
-
-    return asking, sending
-
-
-def _too_large(what: str) -> dict[str, Any]:
-    return error_document(f"The request's headers are too large: {what}.", TOO_LARGE, None)

@@ -88,6 +88,10 @@ class PromptServer(uvicorn.Server):
     def accept_on(self, sock: socket.socket) -> None:
         """Accept connections on one more bound socket, which is closed with the server."""
         self._listeners.append(sock)
+        self.borrow(sock)
+
+    def borrow(self, sock: socket.socket) -> None:
+        """Accept connections on one more bound socket, which stays open after the server."""
         self._acceptor.accept_on(sock, self.config.backlog)
 
     def let_go(self, sock: socket.socket) -> None:

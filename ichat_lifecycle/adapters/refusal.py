@@ -12,7 +12,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-UNAUTHORIZED, UNAVAILABLE = 401, 503
+UNAUTHORIZED, INTERNAL, UNAVAILABLE = 401, 500, 503
+_KINDS = {UNAUTHORIZED: "unauthorized", UNAVAILABLE: "service_unavailable"}
 CLOSE = (b"connection", b"close")
 # In scope["state"] of a connection that is one too many while all others have an answer under way.
 CROWDED = "ichat_lifecycle.crowded"
@@ -20,7 +21,7 @@ CROWDED = "ichat_lifecycle.crowded"
 
 def error_document(message: str, status: int, state: str | None) -> dict[str, Any]:
     """An error in OpenAI's form, with the state of who refuses."""
-    kind = "unauthorized" if status == UNAUTHORIZED else "service_unavailable"
+    kind = _KINDS.get(status, "invalid_request_error" if status < INTERNAL else "server_error")
     error: dict[str, Any] = {"message": message, "type": kind, "param": None, "code": status}
     if state is not None:
         error["state"] = state
@@ -41,6 +42,7 @@ async def send_json(
             "headers": [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
+                (b"x-content-type-options", b"nosniff"),
                 *(headers or []),
             ],
         }

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from ichat_lifecycle.adapters.http_connection import LimitedH11
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.control.server import CONTROL_LIMITS
 
@@ -25,11 +26,14 @@ async def serving(app: Any, sock: socket.socket) -> AsyncIterator[None]:
         lifespan="off",
         log_config=None,
         access_log=False,
+        ws="none",
+        server_header=False,
+        h11_max_incomplete_event_size=CONTROL_LIMITS.head_bytes,
         workers=1,  # else WEB_CONCURRENCY is read, which may be no number
         proxy_headers=False,  # else FORWARDED_ALLOW_IPS is
         timeout_graceful_shutdown=GRACE_S,
     )
-    server = PromptServer(config, CONTROL_LIMITS)
+    server = PromptServer(config, CONTROL_LIMITS, LimitedH11)
     task = server.serving(sock)
     await server.begun(task)
     try:
