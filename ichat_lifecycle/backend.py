@@ -60,7 +60,7 @@ from ichat_lifecycle.control.metrics import Metrics
 from ichat_lifecycle.control.page.probes import Samples
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.control.view import retry_after_s, summary_document
-from ichat_lifecycle.credentials import CONTROL_TOKEN_FLAG, header_value
+from ichat_lifecycle.credentials import CONTROL_TOKEN_FLAG, WEAK_HINT, header_value, is_weak
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
 from ichat_lifecycle.ports import Address, Companion, Ports
 from ichat_lifecycle.preflight import scan
@@ -155,6 +155,8 @@ class VLLMBackend(LifecycleBackend):
             self.options = replace(
                 self.options, control_token=header_value(CONTROL_TOKEN_FLAG, token)
             )
+            if is_weak(token):
+                log.warning("weak_token", name=CONTROL_TOKEN_FLAG, hint=WEAK_HINT)
         self._scan = scan(framework_args, backend_argv)
         given = self._scan.shutdown_timeout
         settings = with_shutdown_timeout(self.options.settings, given)
@@ -253,6 +255,7 @@ class VLLMBackend(LifecycleBackend):
             None if self._scan.uds else self._scan.port,
             self.options.announce,
             self._control_bell.close,
+            settings.http.hosts,
         )
         self.server = UvicornServer(
             self.gate,
@@ -376,6 +379,8 @@ class VLLMBackend(LifecycleBackend):
         self.secrets.collect(args)  # those of a --config file stand in no argv
         self.gate.require_keys(api_keys(layout, args))
         self.gate.root_path = args.root_path or ""
+        bound = self.binder.bound
+        self.gate.require_hosts(None if bound is None or bound.uds else bound.host)
         self.gate.add_headers(AnswerHeaders.of(vars(args)))
         # With a file of the user's, or adopted, Uvicorn's loggers are configured already.
         configured = self._arguments.logging.file or self.options.adopt_loggers

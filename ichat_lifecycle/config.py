@@ -119,8 +119,15 @@ class Health(_Section):
     )
 
 
+# A name as in a Host header, without a port.
+HostList = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9._:\[\]-]{1,253})$")], ...],
+    Field(max_length=100),
+]
+
+
 class Http(_Section):
-    """The main port."""
+    """The main port; `hosts` is for the control plane, too."""
 
     health: Literal["ready", "live"] = Field(
         "ready",
@@ -138,6 +145,11 @@ class Http(_Section):
     )
     max_connections: Count = Field(
         0, ge=0, description="connections at a time; 0: as many as the limit on open files allows"
+    )
+    hosts: HostList = Field(
+        (),
+        description="names besides localhost that a request's Host may have, where the port is on "
+        "a loopback address; with any, vLLM's own routes ask for them, too; '*': any name",
     )
 
 

@@ -13,6 +13,10 @@ API_KEY_FLAG = "--api-key"
 HUB_TOKEN_FLAG = "--hf-token"
 CONTROL_TOKEN_FLAG = "--control-token"
 
+# Of a token that is no warning. The right one is never held back, so its length alone protects it.
+SHORTEST = 16
+WEAK_HINT = f"give one of at least {SHORTEST} characters, such as from: openssl rand -hex 16"
+
 HINT = "printf '%s' KEY > FILE writes a key without the newline that echo appends"
 
 
@@ -43,6 +47,11 @@ def header_value(name: str, text: str) -> str:
                 hint="use printable ASCII characters only",
             )
     return stripped
+
+
+def is_weak(token: str) -> bool:
+    """Whether a token can be guessed: it is shorter than SHORTEST characters."""
+    return len(token) < SHORTEST
 
 
 def check_flags(control_token: str | None, argv: Sequence[str]) -> None:

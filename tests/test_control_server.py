@@ -36,7 +36,7 @@ from ichat_lifecycle.errors import (
 from ichat_lifecycle.ports import Companion
 
 LOOPBACK = "127.0.0.1"
-REQUEST = b"GET /livez HTTP/1.1\r\nHost: control\r\n\r\n"
+REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSE = b"\r\nConnection: close\r\n\r\n"  # ends the headers in its place
 
 
@@ -206,8 +206,8 @@ def test_a_head_request_has_no_body() -> None:
         b"nonsense\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200 + b"\r\n\r\n",  # TLS
         b"GET /livez HTTP/1.1\r\n\r\n",  # no Host
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 20_000,  # headers without an end
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000,  # headers without an end
     ],
 )
 def test_malformed_http_gets_400_and_harms_nobody_else(request_bytes: bytes) -> None:
@@ -227,7 +227,9 @@ def test_a_refused_body_is_not_read_on_a_real_socket() -> None:
 
     async def scenario() -> None:
         with dial(control) as client:
-            client.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n")
+            client.sendall(
+                b"POST /livez HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 10000000\r\n\r\n"
+            )
             answer = read_all(client)  # the server hangs up: the body is not waited for
         assert answer.startswith(b"HTTP/1.1 413 ")
 
@@ -369,7 +371,7 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         b"",
         b"GET /livez HT",
-        b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nfour",
+        b"POST /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nfour",
         REQUEST,  # answered, and then silent
         REQUEST + b"GET /li",
     ],
@@ -399,7 +401,7 @@ def test_a_body_that_somebody_waits_for_buys_no_time_either() -> None:
 
     async def scenario() -> None:
         with dial(control) as client:
-            client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nfour")
+            client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nfour")
             assert hung_up(client, within_s=10)
         assert gone.wait(10)
 

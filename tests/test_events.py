@@ -255,7 +255,7 @@ def test_readers_that_do_not_read_hold_nobody_up() -> None:
         address = worker.plane.address
         stalled = [socket.create_connection(address) for _ in range(50)]
         for sock in stalled:
-            sock.sendall(b"GET /lifecycle/events HTTP/1.1\r\nHost: control\r\n\r\n")
+            sock.sendall(b"GET /lifecycle/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with Reader(worker) as reader:
             for number in range(2000):
                 worker.note(f"{number:>1000}")

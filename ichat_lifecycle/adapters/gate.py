@@ -16,6 +16,7 @@ from typing import Any
 
 from ichat_lifecycle.adapters import vllm_routes
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
+from ichat_lifecycle.adapters.host_names import HostNames
 from ichat_lifecycle.adapters.paths import is_one_of, route_path
 from ichat_lifecycle.adapters.refusal import (
     CLOSE,
@@ -48,6 +49,7 @@ READING_METHODS = frozenset({"GET", "HEAD"})
 CROWDED_MESSAGE = "The worker has more connections than it can take, each with a request under way."
 ADMIN_NAME_MAX = 100  # characters; the adapter's name in a path is the client's
 
+MISDIRECTED = 421
 TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
 
 
@@ -98,6 +100,7 @@ class Gate:
         self._empty = asyncio.Event()
         self._empty.set()
         self._key_hashes: tuple[bytes, ...] = ()
+        self._hosts = HostNames(None)
         self.root_path = ""
         self.on_admin: Callable[[str, str], None] = lambda path, query: None
         self.app: App | None = None
@@ -115,6 +118,19 @@ class Gate:
         """The API keys that the read-only routes on the main port ask for, if any."""
         self._key_hashes = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
+    def require_hosts(self, bound: str | None) -> None:
+        """Answer to the names of the bound address alone, from now on.
+
+        By default that is for our own routes, unless they ask for a key: they show the worker's
+        arguments. vLLM's are for whoever reaches them, as under `vllm serve`: a proxy on the same
+        host sends on the name that its clients use. `http.hosts` or `--api-key` keeps web pages
+        from these, too.
+
+        Args:
+            bound: the address of the main port; None for a Unix socket.
+        """
+        self._hosts = HostNames(bound, self._settings.hosts)
+
     def add_headers(self, headers: AnswerHeaders) -> None:
         """Add these to every answer that is not vLLM's own, from now on."""
         self._headers = headers
@@ -129,10 +145,21 @@ class Gate:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, app = route_path(scope["path"], self.root_path), self.app
         ours = _is_own_path(path) or self._answers_health(scope)
-        if app is not None and not ours and self._may_pass(scope, path):
+        if not self._is_for_us(scope, path):
+            await self._with_headers(self._misdirect, scope, receive, send)
+        elif app is not None and not ours and self._may_pass(scope, path):
             await self._pass(app, scope, receive, send)
         else:
             await self._with_headers(self._answer, scope, receive, send)
+
+    def _is_for_us(self, scope: Scope, path: str) -> bool:
+        """Whether the request's Host may be asked for this path."""
+        asked = bool(self._settings.hosts) or (_is_own_path(path) and not self._key_hashes)
+        return not asked or self._hosts.allow(scope["headers"])
+
+    async def _misdirect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        message = "The request's Host is no name of this worker; http.hosts has the names."
+        await send_json(send, MISDIRECTED, error_document(message, MISDIRECTED, None), [CLOSE])
 
     async def _with_headers(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer by this app of ours, with the headers that vLLM's own answers have."""
@@ -161,6 +188,7 @@ class Gate:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         ready = self._snapshot().state is State.READY
+        ready = ready and self._is_for_us(scope, route_path(scope["path"], self.root_path))
         if self.app is not None and ready and not _is_crowded(scope):
             await self._pass(self.app, scope, receive, send)
         else:

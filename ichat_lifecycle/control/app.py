@@ -18,7 +18,6 @@ from ichat_lifecycle.control.events import EVENT_STREAM, Events
 from ichat_lifecycle.control.http import (
     BodyLimit,
     HttpError,
-    TokenGuard,
     add_error_handlers,
     body_of,
     json_response,
@@ -29,6 +28,7 @@ from ichat_lifecycle.control.metrics import CONTENT_TYPE as METRICS_TYPE
 from ichat_lifecycle.control.page.probes import Samples
 from ichat_lifecycle.control.page.render import Renderer
 from ichat_lifecycle.control.page.routes import add_page
+from ichat_lifecycle.control.token_guard import TokenGuard
 from ichat_lifecycle.control.view import (
     UNAVAILABLE,
     Identity,
@@ -41,6 +41,7 @@ from ichat_lifecycle.control.view import (
     retry_after_s,
     way_of,
 )
+from ichat_lifecycle.control.web_guard import WebGuard
 from ichat_lifecycle.diagram import mermaid, svg
 from ichat_lifecycle.errors import EngineNotUp
 from ichat_lifecycle.states import State
@@ -115,10 +116,12 @@ def build_control_app(  # noqa: PLR0913  # one for each part that may be left ou
         title="ichat_lifecycle control plane",
         version=__version__,
         openapi_url=None if read_only else "/openapi.json",
+        docs_url=None,  # it would run another host's scripts as this origin's
         redoc_url=None,
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit)
+    app.add_middleware(WebGuard)
     known = _add_reads(app, _Reads(life, identity, engine, loop), with_engine=engine is not None)
     if events is not None:
         known += _add_events(app, events)

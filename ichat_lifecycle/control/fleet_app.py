@@ -20,12 +20,13 @@ from ichat_lifecycle.control.events import Events
 from ichat_lifecycle.control.http import (
     BodyLimit,
     HttpError,
-    TokenGuard,
     add_error_handlers,
     body_of,
     json_response,
     now_of,
 )
+from ichat_lifecycle.control.token_guard import TokenGuard
+from ichat_lifecycle.control.web_guard import WebGuard
 from ichat_lifecycle.errors import LifecycleError
 from ichat_lifecycle.fleet.fleet import Fleet, NoSuchWorkerError, summary
 from ichat_lifecycle.fleet.member import Member
@@ -87,9 +88,14 @@ def build_fleet_app(
         client: for what is passed on to the workers.
     """
     app = FastAPI(
-        title="ichat_lifecycle fleet", version=__version__, redoc_url=None, redirect_slashes=False
+        title="ichat_lifecycle fleet",
+        version=__version__,
+        docs_url=None,  # it would run another host's scripts as this origin's
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.add_middleware(BodyLimit)
+    app.add_middleware(WebGuard)
     reads, commands = _Reads(fleet, desk, output, events, client), _Commands(fleet, desk)
     passing = _Passing(fleet, client)
     guard = [Depends(TokenGuard(token).check)]

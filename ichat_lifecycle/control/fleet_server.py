@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import uvicorn
 
+from ichat_lifecycle.adapters.host_names import HostNames
 from ichat_lifecycle.adapters.http_connection import LimitedH11
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.control.server import CONTROL_LIMITS
+from ichat_lifecycle.control.web_guard import WebGuard
 
 GRACE_S = 1
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any, sock: socket.socket) -> AsyncIterator[None]:
-    """While it lasts, the app answers on the socket, which is closed after it."""
+async def serving(app: Any, sock: socket.socket, hosts: Sequence[str] = ()) -> AsyncIterator[None]:
+    """While it lasts, the app answers on the socket, which is closed after it.
+
+    Args:
+        hosts: names besides those of loopback that requests may be for; see HostNames.
+    """
+    bound = None if sock.family == socket.AF_UNIX else sock.getsockname()[0]
     config = uvicorn.Config(
-        app,
+        WebGuard(app, HostNames(bound, hosts), "fleet.hosts"),
         interface="asgi3",
         lifespan="off",
         log_config=None,

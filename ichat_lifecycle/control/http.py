@@ -1,16 +1,11 @@
-"""What every control plane over HTTP has in common: errors, the token, limits, JSON."""
+"""What every control plane over HTTP has in common: errors, limits, JSON."""
 
 from __future__ import annotations
 
-import hmac
 import json
-import math
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -26,15 +21,10 @@ from ichat_lifecycle.errors import (
     TransitionRefused,
 )
 
-log = structlog.get_logger("ichat_lifecycle")
-
 BODY_LIMIT = 64 * 1024
 
-# Guessing a token is slowed to one try per second; a log of it cannot grow faster either.
-WRONG_TOKENS_AT_MOST = 10
-WRONG_TOKENS_WINDOW_S = 10.0
-
 BAD_REQUEST = 400
+MISDIRECTED = 421
 INTERNAL_ERROR = 500
 MESSAGE_LIMIT = 300
 
@@ -58,67 +48,6 @@ class HttpError(Exception):
         self.document = {**error_document(code, message[:MESSAGE_LIMIT], hint), **(more or {})}
 
 
-class TokenGuard:
-    """Lets through who knows the token; without a token, nobody.
-
-    After 10 wrong tokens in 10 s, all together, every token gets 429 until the oldest of them is
-    10 s old. The right one too: if it passed, guessing would not be slowed. Signals always work.
-    """
-
-    def __init__(self, token: str | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._token = token.encode() if token else None
-        self._clock = clock
-        self._wrong_at: deque[float] = deque(maxlen=WRONG_TOKENS_AT_MOST)
-
-    async def check(self, request: Request) -> None:
-        """Raises HttpError: 403 without a configured token, 401 without the right one, 429."""
-        if self._token is None:
-            raise HttpError(
-                403,
-                "control_token_not_set",
-                "this worker takes no commands: it was started without a control token",
-                "start it with --control-token",
-            )
-        given = _bearer_token(request)
-        if given is None:
-            raise _unauthorized("this route needs the control token")
-        self._refuse_if_locked()
-        if not hmac.compare_digest(given, self._token):
-            self._wrong_at.append(self._clock())
-            client = request.client.host if request.client else None
-            log.warning("control_token_wrong", client=client, path=request.url.path)
-            raise _unauthorized("the control token is wrong")
-
-    def _refuse_if_locked(self) -> None:
-        if len(self._wrong_at) < WRONG_TOKENS_AT_MOST:
-            return
-        left_s = self._wrong_at[0] + WRONG_TOKENS_WINDOW_S - self._clock()
-        if left_s > 0:
-            raise HttpError(
-                429,
-                "too_many_wrong_tokens",
-                "too many wrong control tokens: no token is looked at for a moment",
-                "try again later; SIGTERM stops the worker at any time",
-                headers={"Retry-After": str(max(1, math.ceil(left_s)))},
-            )
-
-
-def _bearer_token(request: Request) -> bytes | None:
-    scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    # Starlette decodes headers as latin-1; the same way back gives the bytes that were sent.
-    return value.strip().encode("latin-1") if scheme.lower() == "bearer" and value else None
-
-
-def _unauthorized(message: str) -> HttpError:
-    return HttpError(
-        401,
-        "unauthorized",
-        message,
-        "send it as Authorization: Bearer TOKEN",
-        headers={"WWW-Authenticate": "Bearer"},
-    )
-
-
 class BodyLimit:
     """Refuses a request that announces a body over the limit, before any of it is read."""
 
@@ -127,7 +56,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _announced_size(scope) > BODY_LIMIT:
-            await _answer(_too_large())(scope, receive, send)
+            await answer_of(_too_large())(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -180,7 +109,7 @@ def now_of(body: bytes) -> bool:
 
 def add_error_handlers(app: FastAPI, known: tuple[str, ...]) -> None:
     async def answer(request: Request, error: Exception) -> Response:
-        return _answer(_as_http_error(request, error, known))
+        return answer_of(_as_http_error(request, error, known))
 
     handled = (HttpError, HTTPException, RequestValidationError, LifecycleError, TimeoutError)
     for kind in (*handled, Exception):
@@ -233,7 +162,8 @@ def _complaint(error: RequestValidationError) -> str:
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
-def _answer(error: HttpError) -> Response:
+def answer_of(error: HttpError) -> Response:
+    """The answer that an error is."""
     return json_response(error.document, error.status, error.headers)
 
 
@@ -245,6 +175,6 @@ def json_response(
     return Response(
         text.encode("utf-8", "replace"),
         status,
-        {"Cache-Control": "no-store", **(headers or {})},
+        {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})},
         "application/json",
     )

@@ -16,16 +16,18 @@ import contextlib
 import errno
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 import uvicorn
 
 from ichat_lifecycle.adapters.connections import Limits, connections_of_control
+from ichat_lifecycle.adapters.host_names import HostNames
 from ichat_lifecycle.adapters.http_connection import LimitedH11
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.beacon import CONTROL_THREAD, name_this_thread
+from ichat_lifecycle.control.web_guard import WebGuard
 from ichat_lifecycle.errors import (
     AddressError,
     ArgumentsError,
@@ -73,6 +75,7 @@ class ControlPlane:
         announce: told the URL once it answers, on the caller's loop.
         on_stopping: called in the new thread before connections are waited for, to end answers
             that would go on for ever.
+        hosts: names besides those of loopback that requests may be for; see HostNames.
 
     After start(): `address` is host and port as bound, `url` how a client here would write them.
     """
@@ -87,6 +90,7 @@ class ControlPlane:
         main_port: int | None,
         announce: Callable[[str], None],
         on_stopping: Callable[[], None] = lambda: None,
+        hosts: Sequence[str] = (),
     ) -> None:
         self.address: tuple[str, int] = (host, 0)
         self.url = ""
@@ -96,6 +100,7 @@ class ControlPlane:
         self._main_port = main_port
         self._announce = announce
         self._on_stopping = on_stopping
+        self._hosts = hosts
         self._thread: threading.Thread | None = None
         self._server: _Server | None = None
         self._stop_asked = threading.Event()
@@ -197,7 +202,8 @@ class ControlPlane:
 
     async def _serve(self, sock: socket.socket) -> None:
         config = uvicorn.Config(
-            self._app_factory(),
+            self._guarded(),
+            interface="asgi3",
             ws="none",
             lifespan="off",
             log_config=None,
@@ -217,6 +223,10 @@ class ControlPlane:
             self._on_stopping,
         )
         await self._server.serve(sockets=[sock])
+
+    def _guarded(self) -> WebGuard:
+        """Its app, which answers to its own names alone where a browser may be on the machine."""
+        return WebGuard(self._app_factory(), HostNames(self.address[0], self._hosts))
 
     def _fail(self, error: BaseException) -> None:
         if self._answering.done():

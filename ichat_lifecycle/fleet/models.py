@@ -27,7 +27,7 @@ from ichat_lifecycle.adapters.sd_notify import (
 )
 from ichat_lifecycle.adapters.sockets import UDS_PATH_MAX
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
-from ichat_lifecycle.config import Seconds
+from ichat_lifecycle.config import HostList, Seconds
 from ichat_lifecycle.fleet.ports import Listener
 from ichat_lifecycle.gpus import UUID, GpuId, parse_gpu_ids
 
@@ -143,6 +143,10 @@ class FleetSettings(_Strict):
         "0: any free one",
     )
     uds: SocketPath | None = Field(None, description="a Unix socket instead of host and port")
+    hosts: HostList = Field(
+        (),
+        description="names besides localhost that a request's Host may have; '*': any name",
+    )
     token: str | None = Field(None, description="what changes something has to show it")
     max_parallel_starts: int = Field(
         2, ge=1, le=PARALLEL_MAX, description="workers that load at the same time"

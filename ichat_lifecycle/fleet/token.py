@@ -14,7 +14,7 @@ import structlog
 
 from ichat_lifecycle import private_files
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE, token_file
-from ichat_lifecycle.credentials import header_value
+from ichat_lifecycle.credentials import WEAK_HINT, header_value, is_weak
 
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
@@ -26,7 +26,10 @@ def kept_token(given: str | None) -> Iterator[str]:
     A file that a killed supervisor has left is of no use to anybody, and goes with the next one.
     """
     if given:
-        yield header_value("fleet.token", given)
+        token = header_value("fleet.token", given)
+        if is_weak(token):
+            log.warning("weak_token", name="fleet.token", hint=WEAK_HINT)
+        yield token
         return
     token, path, fd = secrets.token_urlsafe(24), token_file(os.getpid()), -1
     try:

@@ -338,7 +338,7 @@ class Supervisor:
         try:
             with kept_token(settings.token or os.environ.get(FLEET_TOKEN_VARIABLE)) as token:
                 self._hidden.add(token)
-                async with self._answering(sock, token):
+                async with self._answering(sock, token, settings.hosts):
                     name_this_thread(FLEET_THREAD)
                     log.info("fleet", url=url, file=self.file, pid=os.getpid())
                     yield
@@ -346,7 +346,9 @@ class Supervisor:
             await binder.release()
 
     @contextlib.asynccontextmanager
-    async def _answering(self, sock: socket.socket, token: str) -> AsyncIterator[None]:
+    async def _answering(
+        self, sock: socket.socket, token: str, hosts: Sequence[str]
+    ) -> AsyncIterator[None]:
         async with httpx.AsyncClient(trust_env=False) as client:
             app = build_fleet_app(
                 self._running,
@@ -356,7 +358,7 @@ class Supervisor:
                 token=token,
                 client=client,
             )
-            async with serving(app, sock):
+            async with serving(app, sock, hosts):
                 try:
                     yield
                 finally:
@@ -386,7 +388,8 @@ def _fixed(content: Content) -> Mapping[str, Any]:
     """What stays as it is as long as a supervisor runs."""
     settings = content.fleet
     port = content.fleet_port
-    return {"host": settings.host, "port": port, "uds": settings.uds, "token": settings.token}
+    kept = {"host": settings.host, "port": port, "uds": settings.uds, "token": settings.token}
+    return {**kept, "hosts": settings.hosts}
 
 
 def up(
