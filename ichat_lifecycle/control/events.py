@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from starlette.responses import StreamingResponse
 
@@ -23,6 +23,8 @@ EVENT_STREAM = "text/event-stream"
 KEEP_ALIVE_S = 15.0
 # Each write costs more than what is in it; a reader that is slow has so many waiting at most.
 AT_ONCE = 100
+BYTES_AT_ONCE = 64 * 1024
+NUMBER_DIGITS = 18  # of an event's; Python refuses to read some thousand
 # So long a browser waits before it asks again.
 RETRY_MS = 1000
 
@@ -100,7 +102,8 @@ class Events:
 
     def _number_in(self, last_event_id: str | None) -> int:
         start_id, _, number = (last_event_id or "").rpartition("-")
-        if start_id != self._start_id or not (number.isascii() and number.isdigit()):
+        is_number = number.isascii() and number.isdigit() and len(number) <= NUMBER_DIGITS
+        if start_id != self._start_id or not is_number:
             return 0
         return min(int(number), self._journal.last_id)
 
@@ -113,10 +116,9 @@ class Events:
         while True:
             closed = self._bell.closed  # before the journal is read: nothing is left out
             newer = self._journal.since(after)
-            for first in range(0, len(newer), AT_ONCE):
-                some = newer[first : first + AT_ONCE]
-                yield "".join(self._event(e.id, e.kind.value, e.as_json) for e in some)
-                after = some[-1].id
+            for piece in _pieces(self._event(e.id, e.kind.value, e.as_json) for e in newer):
+                yield piece
+            after = newer[-1].id if newer else after
             if closed:
                 return
             if self._journal.last_id == after and not await self._bell.wait(KEEP_ALIVE_S):
@@ -124,3 +126,17 @@ class Events:
 
     def _event(self, number: int, name: str, data: str) -> str:
         return f"id: {self._start_id}-{number}\nevent: {name}\ndata: {data}\n\n"
+
+
+def _pieces(events: Iterable[str]) -> Iterator[str]:
+    """Some at a time, each made when it is sent: few or one where they are large."""
+    some: list[str] = []
+    size = 0
+    for event in events:
+        some.append(event)
+        size += len(event)
+        if len(some) == AT_ONCE or size >= BYTES_AT_ONCE:
+            yield "".join(some)
+            some, size = [], 0
+    if some:
+        yield "".join(some)

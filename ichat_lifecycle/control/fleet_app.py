@@ -7,16 +7,14 @@ supervisor's own loop.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
-import httpx
 from fastapi import Depends, FastAPI, Header, Query, Request
-from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 
 from ichat_lifecycle import __version__
-from ichat_lifecycle.control.events import Events
+from ichat_lifecycle.control.events import EVENT_STREAM, Events
 from ichat_lifecycle.control.http import (
     BodyLimit,
     HttpError,
@@ -25,24 +23,22 @@ from ichat_lifecycle.control.http import (
     json_response,
     now_of,
 )
+from ichat_lifecycle.control.passing import passed_on
 from ichat_lifecycle.control.token_guard import TokenGuard
 from ichat_lifecycle.control.web_guard import WebGuard
 from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.fleet.asking import WorkerClients
 from ichat_lifecycle.fleet.fleet import Fleet, NoSuchWorkerError, summary
 from ichat_lifecycle.fleet.member import Member
 from ichat_lifecycle.fleet.view import (
-    ASK_TIMEOUT_S,
     fleet_document,
     member_document,
     worker_document,
 )
 
-ACCEPTED, NOT_FOUND, CONFLICT, BAD_GATEWAY, UNAVAILABLE = 202, 404, 409, 502, 503
-# Of an answer that is passed on: what says something of one connection only is not.
-# Date and server are written by our own.
-_NOT_PASSED = frozenset(
-    {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "date", "server"}
-)
+ACCEPTED, NOT_FOUND, CONFLICT, UNAVAILABLE = 202, 404, 409, 503
+HEAD = "HEAD"
+LOG_PIECE = 32 * 1024  # characters of a log that are sent at once
 
 Endpoint = Callable[..., Awaitable[Response]]
 
@@ -79,13 +75,13 @@ def build_fleet_app(
     events: Events,
     *,
     token: str | None,
-    client: httpx.AsyncClient,
+    clients: WorkerClients,
 ) -> FastAPI:
     """The app with all routes.
 
     Args:
         token: what POST routes ask for.
-        client: for what is passed on to the workers.
+        clients: asks the workers.
     """
     app = FastAPI(
         title="ichat_lifecycle fleet",
@@ -96,8 +92,8 @@ def build_fleet_app(
     )
     app.add_middleware(BodyLimit)
     app.add_middleware(WebGuard)
-    reads, commands = _Reads(fleet, desk, output, events, client), _Commands(fleet, desk)
-    passing = _Passing(fleet, client)
+    reads, commands = _Reads(fleet, desk, output, events, clients), _Commands(fleet, desk)
+    passing = _Passing(fleet, clients)
     guard = [Depends(TokenGuard(token).check)]
     gets: dict[str, Endpoint] = {
         "/fleet": reads.fleet,
@@ -117,6 +113,10 @@ def build_fleet_app(
     }
     for path, endpoint in gets.items():
         app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        # A route of its own: two methods in one would share an operation id.
+        app.add_api_route(
+            path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False
+        )
     for path, endpoint in posts.items():
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None, dependencies=guard)
     known = [f"GET {path}" for path in gets] + [f"POST {path}" for path in posts]
@@ -140,41 +140,48 @@ class _Reads:
         desk: FleetDesk,
         output: Output,
         events: Events,
-        client: httpx.AsyncClient,
+        clients: WorkerClients,
     ) -> None:
         self._fleet = fleet
         self._desk = desk
         self._output = output
         self._events = events
-        self._client = client
+        self._clients = clients
 
     async def fleet(self) -> Response:
         """All workers, each with what it says of itself now."""
-        return json_response(await fleet_document(self._fleet, self._desk.file, self._client))
+        return json_response(await fleet_document(self._fleet, self._desk.file, self._clients))
 
     async def worker(self, name: str) -> Response:
         """One worker."""
         member = _member(self._fleet, name)
-        return json_response(await worker_document(member, self._client))
+        return json_response(await worker_document(member, self._clients))
 
     async def events(
-        self, last_event_id: Annotated[str | None, Header()] = None, after: str | None = None
+        self,
+        request: Request,
+        last_event_id: Annotated[str | None, Header()] = None,
+        after: str | None = None,
     ) -> Response:
         """All that has happened and happens to the workers, as server-sent events."""
+        if request.method == HEAD:
+            return Response(media_type=EVENT_STREAM)
         return self._events.response(last_event_id or after)
 
     async def logs(
         self,
+        request: Request,
         name: str,
         lines: Annotated[int, Query(ge=0, le=10_000)] = 100,
         follow: bool = False,  # FastAPI passes parameters by name
     ) -> Response:
         """The newest lines that a worker has printed; with `follow`, those to come too."""
         _member(self._fleet, name)
-        if not follow:
-            text = "".join(f"{line}\n" for line in self._output.last(name, lines))
-            return Response(text, media_type="text/plain")
-        stream = (f"{line}\n" async for line in self._output.follow(name, lines))
+        stream: AsyncIterator[str]
+        if follow and request.method != HEAD:
+            stream = (f"{line}\n" async for line in self._output.follow(name, lines))
+        else:
+            stream = _pieces(self._output.last(name, lines))
         return StreamingResponse(stream, media_type="text/plain")
 
     async def livez(self) -> Response:
@@ -185,6 +192,19 @@ class _Reads:
         """200 while every worker serves and is READY."""
         ready, stages = self._fleet.ready, dict(summary(self._fleet.members))
         return json_response({"ready": ready, "stages": stages}, 200 if ready else UNAVAILABLE)
+
+
+async def _pieces(lines: Sequence[str]) -> AsyncIterator[str]:
+    """Lines, some at a time: a client that does not read has one piece waiting, not the whole."""
+    piece, size = [], 0
+    for line in lines:
+        piece.append(f"{line}\n")
+        size += len(line)
+        if size >= LOG_PIECE:
+            yield "".join(piece)
+            piece, size = [], 0
+    if piece:
+        yield "".join(piece)
 
 
 class _Commands:
@@ -231,13 +251,13 @@ class _Commands:
 class _Passing:
     """`/fleet/NAME/…` is the worker's own `/…`."""
 
-    def __init__(self, fleet: Fleet, client: httpx.AsyncClient) -> None:
+    def __init__(self, fleet: Fleet, clients: WorkerClients) -> None:
         self._fleet = fleet
-        self._client = client
+        self._clients = clients
 
     async def get(self, name: str, path: str, request: Request) -> Response:
         """What the worker's control plane answers, also what does not end."""
-        return await self._pass("GET", name, path, request, b"")
+        return await self._pass(request.method, name, path, request, b"")
 
     async def post(self, name: str, path: str, request: Request) -> Response:
         """A command to the worker itself."""
@@ -260,29 +280,12 @@ class _Passing:
         headers = {"Authorization": f"Bearer {process.token}"} if method == "POST" else {}
         if last := request.headers.get("last-event-id"):
             headers["Last-Event-ID"] = last
-        asked = self._client.build_request(
+        sending = self._clients.send(
             method,
-            f"{url}/{path}",
-            params=request.query_params,
-            content=body or None,
+            url,
+            path,
+            query=request.scope["query_string"],
             headers=headers,
-            timeout=httpx.Timeout(ASK_TIMEOUT_S, read=None),
+            content=body or None,
         )
-        try:
-            answer = await self._client.send(asked, stream=True)
-        except httpx.HTTPError as error:
-            message = f"{name} does not answer: {error}"
-            raise HttpError(BAD_GATEWAY, "worker_unreachable", message) from error
-        kept = {k: v for k, v in answer.headers.items() if k.lower() not in _NOT_PASSED}
-        return StreamingResponse(
-            _raw(answer), answer.status_code, kept, background=BackgroundTask(answer.aclose)
-        )
-
-
-async def _raw(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """As it comes; a worker that ends in the middle ends it."""
-    try:
-        async for chunk in answer.aiter_raw():
-            yield chunk
-    except httpx.HTTPError:
-        return
+        return await passed_on(name, request, sending)

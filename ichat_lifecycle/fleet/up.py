@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import httpx
 import structlog
 
 from ichat_lifecycle import environment
@@ -40,6 +39,7 @@ from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.fleet_app import build_fleet_app
 from ichat_lifecycle.control.fleet_server import serving
 from ichat_lifecycle.errors import AddressError, ExitCode, LifecycleError
+from ichat_lifecycle.fleet.asking import WorkerClients
 from ichat_lifecycle.fleet.fleet import Fleet
 from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.journal import LIMITS, FleetKind, ReloadRecord
@@ -223,24 +223,24 @@ class Supervisor:
         if self._board is None:
             yield
             return
-        async with httpx.AsyncClient(trust_env=False) as client:
-            looking = asyncio.create_task(self._keep_looking(self._board, client))
+        async with contextlib.aclosing(WorkerClients()) as clients:
+            looking = asyncio.create_task(self._keep_looking(self._board, clients))
             try:
                 yield
             finally:
                 looking.cancel()
-                await self._look(self._board, client)  # what is shown last is how it has ended
+                await self._look(self._board, clients)  # what is shown last is how it has ended
 
-    async def _keep_looking(self, board: FleetBoard, client: httpx.AsyncClient) -> None:
+    async def _keep_looking(self, board: FleetBoard, clients: WorkerClients) -> None:
         """Once a second; less often where the workers are many."""
         while True:
             busy_s = time.process_time()
-            await self._look(board, client)
+            await self._look(board, clients)
             busy_s = time.process_time() - busy_s
             await asyncio.sleep(max(LOOK_S, busy_s / LOOK_SHARE))
 
-    async def _look(self, board: FleetBoard, client: httpx.AsyncClient) -> None:
-        board.document = await fleet_document(self._running, self.file, client)
+    async def _look(self, board: FleetBoard, clients: WorkerClients) -> None:
+        board.document = await fleet_document(self._running, self.file, clients)
 
     # --- sockets
 
@@ -349,14 +349,14 @@ class Supervisor:
     async def _answering(
         self, sock: socket.socket, token: str, hosts: Sequence[str]
     ) -> AsyncIterator[None]:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with contextlib.aclosing(WorkerClients()) as clients:
             app = build_fleet_app(
                 self._running,
                 self,
                 self._output,
                 Events(self._journal, secrets.token_hex(4), self._bell),
                 token=token,
-                client=client,
+                clients=clients,
             )
             async with serving(app, sock, hosts):
                 try:

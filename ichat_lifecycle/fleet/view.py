@@ -6,21 +6,16 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
+from ichat_lifecycle.fleet.asking import WorkerClients
 from ichat_lifecycle.fleet.fleet import Fleet, summary
 from ichat_lifecycle.fleet.member import Member
 from ichat_lifecycle.fleet.states import Stage
-from ichat_lifecycle.strict_json import parse_object
-
-ASK_TIMEOUT_S = 2.0
-DOCUMENT_LIMIT = 512 * 1024  # bytes of a worker's answer; an honest one has some ten thousand
 
 
-async def fleet_document(fleet: Fleet, file: str, client: httpx.AsyncClient) -> dict[str, Any]:
+async def fleet_document(fleet: Fleet, file: str, clients: WorkerClients) -> dict[str, Any]:
     """All workers, each with what it says of itself now."""
     members = fleet.members
-    workers = await asyncio.gather(*(worker_document(member, client) for member in members))
+    workers = await asyncio.gather(*(worker_document(member, clients) for member in members))
     return {
         "file": file,
         "stopping": fleet.stopping,
@@ -29,9 +24,9 @@ async def fleet_document(fleet: Fleet, file: str, client: httpx.AsyncClient) -> 
     }
 
 
-async def worker_document(member: Member, client: httpx.AsyncClient) -> dict[str, Any]:
+async def worker_document(member: Member, clients: WorkerClients) -> dict[str, Any]:
     """One worker with its own `/lifecycle` document; null where it does not answer."""
-    return {**member_document(member), "lifecycle": await _lifecycle(member, client)}
+    return {**member_document(member), "lifecycle": await _lifecycle(member, clients)}
 
 
 def member_document(member: Member) -> dict[str, Any]:
@@ -65,30 +60,6 @@ def _starts_again_in_s(member: Member) -> float | None:
     return max(0.0, member.due_s - asyncio.get_running_loop().time())
 
 
-async def _lifecycle(member: Member, client: httpx.AsyncClient) -> Mapping[str, Any] | None:
-    """What it answers, if that is a document, comes in time, and is of a size that one may be."""
+async def _lifecycle(member: Member, clients: WorkerClients) -> Mapping[str, Any] | None:
     url = member.control_url
-    if not url:
-        return None
-    headers = {"Accept-Encoding": "identity"}  # a few bytes could be many
-    try:
-        async with (
-            asyncio.timeout(ASK_TIMEOUT_S),
-            client.stream(
-                "GET", f"{url}/lifecycle", headers=headers, timeout=ASK_TIMEOUT_S
-            ) as answer,
-        ):
-            answer.raise_for_status()
-            return parse_object(await _body(answer))
-    except (httpx.HTTPError, TimeoutError, ValueError):
-        return None
-
-
-async def _body(answer: httpx.Response) -> bytes:
-    """As it was sent. Raises ValueError where it is too long."""
-    body = bytearray()
-    async for chunk in answer.aiter_raw():
-        body += chunk
-        if len(body) > DOCUMENT_LIMIT:
-            raise ValueError(f"more than {DOCUMENT_LIMIT} bytes")
-    return bytes(body)
+    return await clients.lifecycle(member.name, url) if url else None

@@ -1,0 +1,176 @@
+"""How the supervisor asks its workers: whatever one of them answers, it costs that worker's part.
+
+There is no pool of connections that one worker, or one stranger's streams, could use up: each
+question has a connection of its own. How many there are is bounded by whoever asks: one question
+for the document of a worker at a time, and one for each client connection of the fleet's port.
+There are no cookies, redirects, proxies, or compressed answers either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+# A worker's own document: 20 KB with many arguments. What is larger, or slower, is no answer.
+DOCUMENT_BYTES = 256 * 1024
+DOCUMENT_DEPTH = 32
+NUMBER_DIGITS = 40
+ASK_TIMEOUT_S = 2.0
+
+_PATH = "/:@!$&'()*+,;=~-._"  # what may stand in a path as it is
+_OK = 200
+_STATUSES = range(200, 600)
+
+
+class UnaskableError(Exception):
+    """There is no such URL, or the worker does not answer."""
+
+
+class WorkerClients:
+    """Asks the control planes of workers, which speak plain HTTP on this machine."""
+
+    def __init__(self) -> None:
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # never used, and cheap to make
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        )
+        self._questions: dict[str, asyncio.Task[Mapping[str, Any] | None]] = {}
+
+    async def lifecycle(self, name: str, url: str) -> Mapping[str, Any] | None:
+        """The worker's own `/lifecycle` document; None where it gives none within 2 s.
+
+        Who asks while somebody else does gets the same answer: many clients cost a worker, and the
+        supervisor, one question at a time.
+        """
+        question = self._questions.get(name)
+        if question is None:
+            question = asyncio.create_task(self._lifecycle(url), name=f"{name} is asked")
+            self._questions[name] = question
+            question.add_done_callback(lambda _: self._questions.pop(name, None))
+        return await asyncio.shield(question)
+
+    async def _lifecycle(self, url: str) -> Mapping[str, Any] | None:
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                return await self._document(url)
+        except (
+            UnaskableError,
+            httpx.HTTPError,
+            OSError,
+            ValueError,
+        ):  # a TimeoutError is an OSError
+            return None
+
+    async def _document(self, url: str) -> Mapping[str, Any] | None:
+        answer = await self.send("GET", url, "lifecycle")
+        body = bytearray()
+        try:
+            async for chunk in answer.aiter_raw():
+                body += chunk
+                if len(body) > DOCUMENT_BYTES:
+                    return None
+        finally:
+            await answer.aclose()
+        return document_in(bytes(body)) if answer.status_code == _OK else None
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        *,
+        query: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> httpx.Response:
+        """The worker's answer, of which nothing but the head has come; close it.
+
+        Args:
+            url: of its control plane.
+            path: below that, not encoded. No part of it can leave the worker.
+            query: as it came.
+
+        Raises:
+            UnaskableError: the URL is none, or nobody answers there.
+        """
+        target = b"/" + quote(path, safe=_PATH).encode() + (b"?" + query if query else b"")
+        try:
+            where = httpx.URL(url).copy_with(raw_path=target)
+            if where.scheme != "http" or where.userinfo:
+                raise UnaskableError(f"{url!r} is no control plane's")
+            request = httpx.Request(
+                method,
+                where,
+                headers=headers,
+                content=content,
+                # Its head may take as long as a command: who waits for it has a connection.
+                extensions={"timeout": {"connect": ASK_TIMEOUT_S, "write": ASK_TIMEOUT_S}},
+            )
+            answer = await self._transport.handle_async_request(request)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise UnaskableError(str(error) or type(error).__name__) from error
+        if answer.status_code not in _STATUSES:
+            await answer.aclose()
+            raise UnaskableError(f"it answers with {answer.status_code}, which is no status")
+        return answer
+
+    async def aclose(self) -> None:
+        """Ends what is asked now. Idempotent."""
+        questions = tuple(self._questions.values())
+        for question in questions:
+            question.cancel()
+        await asyncio.gather(*questions, return_exceptions=True)
+        await self._transport.aclose()
+
+
+def document_in(body: bytes) -> Mapping[str, Any] | None:
+    """A JSON object that can be sent on; None for anything else.
+
+    What Python's parser takes and JSON does not have (NaN), what no reader expects (numbers of a
+    thousand digits), and what recurses further than readers do, is no document.
+    """
+    try:
+        document = json.loads(body, parse_constant=_refuse, parse_float=_float, parse_int=_int)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) and _is_flat(document) else None
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("the number has no place in a float")
+    return number
+
+
+def _int(text: str) -> int:
+    if len(text) > NUMBER_DIGITS:
+        raise ValueError("the number has too many digits")
+    return int(text)
+
+
+def _is_flat(document: Any) -> bool:
+    level = [document]
+    for _ in range(DOCUMENT_DEPTH):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return True
+    return False
+
+
+def _inside(value: Any) -> list[Any]:
+    """The containers in a container."""
+    inner = value.values() if isinstance(value, dict) else value
+    return [each for each in inner if isinstance(each, dict | list)]
