@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -180,7 +181,7 @@ class World:
         self.processes: list[FakeProcess] = []
         self.sockets: list[FakeSocket] = []
         self.taken: set[str] = set()
-        self.unlaunchable = False
+        self.unlaunchable = 0  # an errno
         self.journal = Journal(LIMITS)
         self.most_starting = 0
         self.slots = Slots(limit)
@@ -213,7 +214,7 @@ class World:
         self, plan: Plan, *, accept_from: str, watchdog_s: float, on_news: Hearer
     ) -> FakeProcess:
         if self.unlaunchable:
-            raise OSError(11, "Resource temporarily unavailable")
+            raise OSError(self.unlaunchable, os.strerror(self.unlaunchable))
         left = self.courses.setdefault(plan.name, [Course()])
         course = left.pop(0) if len(left) > 1 else left[0]
         if accept_from == "ready":

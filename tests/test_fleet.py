@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import signal
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fleet_world import READY_S, STOP_S, Course, World, clock, plan, serving, until
+from structlog.testing import capture_logs
 
 from ichat_lifecycle.config import Restart
 from ichat_lifecycle.errors import AddressError
@@ -151,14 +153,40 @@ def test_ends_that_are_long_ago_do_not_count() -> None:
 def test_no_process_to_be_had_is_tried_again() -> None:
     async def scenario(world: World) -> None:
         await until(lambda: "backing_off" in world.stages("a"))
-        world.unlaunchable = False
+        world.unlaunchable = 0
         await until(serving(world, "a"))
 
     world = World()
-    world.unlaunchable = True
+    world.unlaunchable = errno.EAGAIN
     assert world.live(plan("a"), scenario=scenario) == 0
     cause = world.records("a")[1]["cause"]
     assert cause.startswith("ended with 71: no process could be started: [Errno 11]")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_lack_of_descriptors_is_no_fault_of_a_worker(number: int) -> None:
+    """It was given up at once where the supervisor had too many connections."""
+
+    async def scenario(world: World) -> None:
+        member = world.fleet.member("a")
+        await until(serving(world, "a"))
+        left = member.restarts_left
+        world.unlaunchable = number
+        world.fleet.restart("a")
+        await until(lambda: (member.reason or "").startswith("it waits for file descriptors"))
+        await asyncio.sleep(1000)
+        assert (member.stage, member.restarts_left, member.starts) == (Stage.PENDING, left, 1)
+        world.unlaunchable = 0
+        await until(serving(world, "a"), within_s=60)
+        assert (member.restarts_left, member.starts, member.reason) == (left, 2, None)
+        world.unlaunchable = number
+        world.fleet.restart("a")
+        await until(lambda: member.reason is not None and member.stage is Stage.PENDING)
+
+    world = World()
+    with capture_logs() as told:
+        assert world.live(plan("a"), scenario=scenario) == 0, "a stop ends the wait"
+    assert [line["event"] for line in told].count("worker_waits") == 2
 
 
 def test_one_that_never_becomes_ready_is_waited_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from ichat_lifecycle.states import State
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
 CAUSE_LIMIT = 2000  # characters of why a process has ended
+# No fault of a worker's: it waits until others have closed theirs.
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
+DESCRIPTOR_WAIT_S = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -103,6 +107,7 @@ class Member:
         self._asked = Asked()
         self._woken = asyncio.Event()
         self._may_start = False
+        self._lacks = False
         self._watchdog_s = 0.0
         self._quiet: Silence | None = None  # since it was last heard of; None: for ever is fine
         self._silence = ""  # why it was killed, where that was our decision
@@ -248,11 +253,12 @@ class Member:
             self._around.slots.ask(self._go)
         while not self._may_start and self._asked.stop is None:
             await self._news()
-        if self._asked.stop is not None:
-            self._around.slots.leave(self._go)
-            self._enter(Event.FINISH, self._asked.stop)
-        else:
-            self._launch()
+        while self._asked.stop is None:
+            if self._launch():
+                return
+            await self._news(DESCRIPTOR_WAIT_S)
+        self._around.slots.leave(self._go)
+        self._enter(Event.FINISH, self._asked.stop)
 
     async def _wait_for(self, other: Member) -> None:
         rest = asyncio.create_task(other.rested.wait(), name=f"{self.name} waits")
@@ -266,10 +272,10 @@ class Member:
         self._may_start = True
         self._wake()
 
-    def _launch(self) -> None:
+    def _launch(self) -> bool:
+        """Returns False where there is no file descriptor for a process: that is no start."""
         self.told, self.reason, self.due_s, self._silence = None, None, None, ""
         self._asked.again = self._asked.socket = False
-        self.starts += 1
         try:
             self._watchdog_s = self._around.watchdog_s
             now_s = asyncio.get_running_loop().time()
@@ -281,10 +287,26 @@ class Member:
                 on_news=self._take_news,
             )
         except (OSError, ValueError) as error:  # such as a NUL in a word
+            if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+                self._note_lack(error)
+                return False
+            self.starts += 1
             self._enter(Event.START)
             self._ended(ExitCode.SYSTEM_LIMIT, f"no process could be started: {error}")
         else:
+            self.starts += 1
             self._enter(Event.START, pid=self.process.pid)
+        self._lacks = False
+        return True
+
+    def _note_lack(self, error: OSError) -> None:
+        """Told once, however often a start is tried."""
+        self.reason = f"it waits for file descriptors: {error}"
+        if not self._lacks:
+            self._lacks = True
+            hint = "raise the limit on open files (ulimit -n)"
+            log.warning("worker_waits", worker=self.name, reason=self.reason, hint=hint)
+            self._around.changed()
 
     def _take_news(self, told: Told | None) -> None:
         if self._quiet is not None:
