@@ -21,7 +21,12 @@ import uvicorn
 from tools import of_the_system
 from websockets.asyncio.client import connect
 
-from ichat_lifecycle.adapters.connections import Limits, connections_of_control, connections_of_main
+from ichat_lifecycle.adapters.connections import (
+    Limits,
+    connections_of_control,
+    connections_of_held,
+    connections_of_main,
+)
 from ichat_lifecycle.adapters.http_connection import LimitedAuto, LimitedH11
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.adapters.refusal import CROWDED, Receive, Scope, Send, send_json
@@ -409,6 +414,16 @@ def test_the_control_plane_has_descriptors_of_its_own(
     assert (connections_of_control(), connections_of_main()) == (control, main)
     assert connections_of_main(10) == 10
     assert connections_of_main(10**9) == main
+
+
+@pytest.mark.parametrize("sockets", [1, 8, 32])
+@pytest.mark.parametrize("files", [1024, 65535])
+def test_held_sockets_together_leave_most_descriptors_to_workers(
+    files: int, sockets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))
+    assert sockets * connections_of_held(sockets) <= files // 4
+    assert connections_of_held(sockets) >= 4
 
 
 # --- early answers

@@ -16,7 +16,7 @@ from typing import Protocol
 
 # File descriptors that are left to the engine, the log, and files of the process.
 RESERVED = 128
-FEWEST, MOST_OF_CONTROL = 16, 256
+FEWEST, FEWEST_OF_HELD, MOST_OF_CONTROL = 16, 4, 256
 UNLIMITED = 2**20
 
 
@@ -64,9 +64,14 @@ def connections_of_main(wanted: int = 0) -> int:
     return min(room, wanted) if wanted else room
 
 
-def connections_of_held() -> int:
-    """Return how many connections one socket of a fleet takes while no worker serves on it."""
-    return min(MOST_OF_CONTROL, max(FEWEST, _open_files() // 16))
+def connections_of_held(sockets: int = 1) -> int:
+    """Return how many connections one socket of a fleet takes while no worker serves on it.
+
+    Args:
+        sockets: how many there are: all together leave most of the open files to the workers.
+    """
+    share = _open_files() // 4 // max(4, sockets)
+    return min(MOST_OF_CONTROL, max(FEWEST_OF_HELD, share))
 
 
 def _open_files() -> int:

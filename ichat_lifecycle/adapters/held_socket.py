@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,7 +38,9 @@ log = structlog.get_logger("ichat_lifecycle.fleet")
 Certificate = tuple[str, str | None]
 Speech = tuple[Certificate | None, str]
 
-LIMITS = Limits(connections_of_held, head_s=10.0)
+# All of a process, which share its file descriptors.
+_held: weakref.WeakSet[HeldSocket] = weakref.WeakSet()
+LIMITS = Limits(lambda: connections_of_held(len(_held)), head_s=10.0)
 NO_HEADERS = AnswerHeaders()
 RETRY_S = 0.5  # where nobody can listen
 CLOSE_S = 1.0  # for answers under way, when the whole ends
@@ -85,6 +88,7 @@ class HeldSocket:
         self._closing = False
         self._changed = asyncio.Event()
         self._changed.set()
+        _held.add(self)
         self._task = asyncio.create_task(self._attend(), name="held socket")
 
     @property
@@ -143,6 +147,7 @@ class HeldSocket:
                     await self._answer()
             await self._end()
         finally:
+            _held.discard(self)
             await self._listener.close()
 
     async def _change(self) -> None:
