@@ -64,6 +64,12 @@ class App:
             close = [(b"connection", b"close")] if path == "/close" else []
             await send_json(send, 503, {"error": "later"}, close)
             return
+        if path == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+            await self._read(receive)
+            await receive()
+            return
         if path == "/wait":
             self.waiting.release()
             await self.go.wait()
@@ -376,6 +382,53 @@ def test_where_an_answer_may_be_cut_the_oldest_one_is() -> None:
             assert await ended(reader) == b""
             writer.close()
             bench.app.go.set()
+
+    run(scenario)
+
+
+@PROTOCOLS
+def test_a_stream_makes_room_before_a_short_answer(protocol: Any) -> None:
+    """However new: with a flood of streams, whoever asks for a document gets it."""
+
+    async def scenario() -> None:
+        limits = replace(PATIENT, connections=lambda: 3, cut_busy=True)
+        async with serving(limits, protocol) as bench:
+            reader, writer = await bench.dial(GET.replace(b"/", b"/wait", 1))
+            await bench.app.waiting.acquire()
+            streams = []
+            for _ in range(6):
+                streams.append(await bench.dial(GET.replace(b"/", b"/stream", 1)))
+                assert b" 200 " in await head_of(streams[-1][0])
+            for stream, _ in streams[:4]:
+                await ended(stream)
+            bench.app.go.set()
+            assert (await answer_of(reader))[0] == 200
+            for _, each in [(reader, writer), *streams]:
+                each.close()
+
+    run(scenario)
+
+
+@PROTOCOLS
+def test_a_flood_of_streams_does_not_cost_who_has_just_connected(protocol: Any) -> None:
+    """And has not sent its request yet; whereas silent ones cost no stream."""
+
+    async def scenario() -> None:
+        limits = replace(PATIENT, connections=lambda: 6, cut_busy=True)
+        stream = GET.replace(b"/", b"/stream", 1)
+        async with serving(limits, protocol) as bench:
+            reader, writer = await bench.dial()
+            dialled = [await bench.dial(stream) for _ in range(20)]
+            for flooding, _ in dialled[-3:]:
+                assert b" 200 " in await head_of(flooding)
+            writer.write(GET)
+            assert (await answer_of(reader))[0] == 200
+            silent = [await bench.dial() for _ in range(20)]
+            for each, _ in silent[:14]:
+                assert await ended(each) == b""
+            assert not any(each.at_eof() for each, _ in dialled[-3:])
+            for _, each in [(reader, writer), *dialled, *silent]:
+                each.close()
 
     run(scenario)
 

@@ -118,8 +118,10 @@ class Acceptor:
                     self._pause(sock, error)
                     return
             else:
-                crowded = not self._crowd.make_room()
-                self._begin(connection, crowded)
+                full = self._crowd.full
+                self._begin(connection, not self._crowd.make_room())
+                if full:
+                    return  # else those of one turn push out each other, their requests unread
 
     def _begin(self, connection: socket.socket, crowded: bool) -> None:
         connection.setblocking(False)
@@ -180,6 +182,7 @@ class _Handshake:
     """
 
     task: asyncio.Task[None]
+    streams = False
 
     def __init__(
         self,

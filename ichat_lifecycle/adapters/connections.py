@@ -33,7 +33,8 @@ class Limits:
         head_bytes: of a request's head.
         head_count: header lines of a request; None for any number.
         unread_s: seconds in which a client has to read something of an answer that is complete.
-        cut_busy: whether a connection with an answer under way makes room where each has one.
+        cut_busy: whether a connection with an answer under way makes room where each has one;
+            streams do so first, and those above half of all before anything else.
         spare: file descriptors that are kept, so that connections are accepted when the process has
             no other left.
     """
@@ -88,7 +89,14 @@ class Stage(enum.Enum):
 
 
 class Client(Protocol):
-    """A connection."""
+    """A connection.
+
+    Attributes:
+        streams: whether its answer has begun and not ended, as an event stream's does for long.
+    """
+
+    @property
+    def streams(self) -> bool: ...
 
     def drop(self) -> None:
         """Close it now. It does not count from then on."""
@@ -124,22 +132,41 @@ class Crowd:
         if stage is not None:
             del self._stages[stage][client]
 
+    @property
+    def full(self) -> bool:
+        """Whether one has to make room for the next one."""
+        return self._count() >= self.limits.connections()
+
     def make_room(self) -> bool:
         """Make room for one more; return False if every connection has an answer under way."""
-        while self._count() >= self.limits.connections():
+        while self.full:
             if not self.drop_one():
                 return False
         return True
 
     def drop_one(self) -> bool:
         """Close the connection that can be spared best; return False if there is none."""
+        client = self._to_be_spared()
+        if client is None:
+            return False
+        self.remove(client)
+        client.drop()
+        return True
+
+    def _to_be_spared(self) -> Client | None:
+        """The oldest of the first stage that has any; where answers are cut, streams come first.
+
+        Where more than half are streams, they come before anybody else: a flood of them must not
+        cost those who have only just connected, and ask for a document or a stop.
+        """
+        cut = self.limits.cut_busy
+        streams = [c for c in self._stages[Stage.ANSWERED] if c.streams] if cut else []
+        if len(streams) > self.limits.connections() // 2:
+            return streams[0]
         for stage, clients in self._stages.items():
-            if clients and (stage is not Stage.ANSWERED or self.limits.cut_busy):
-                client = next(iter(clients))
-                self.remove(client)
-                client.drop()
-                return True
-        return False
+            if clients and stage is not Stage.ANSWERED:
+                return next(iter(clients))
+        return next(iter(streams or self._stages[Stage.ANSWERED]), None) if cut else None
 
 
 class SpareDescriptors:

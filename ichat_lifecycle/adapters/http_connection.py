@@ -239,6 +239,11 @@ class Limited:
         self.flow.resume_reading()
 
     @property
+    def streams(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and cycle.response_started and not cycle.response_complete
+
+    @property
     def lingers(self) -> bool:
         return self._lingers_until_s is not None
 
