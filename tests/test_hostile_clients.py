@@ -32,6 +32,7 @@ from ichat_lifecycle.adapters.http_connection import (
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send, send_json
 from ichat_lifecycle.control.fleet_server import serving as fleet_serving
+from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.ports import Address
 
 LOOPBACK = "127.0.0.1"
@@ -162,7 +163,16 @@ async def of_fleet(scenario: Callable[[int], Awaitable[None]]) -> None:
         await scenario(sock.getsockname()[1])
 
 
-@pytest.mark.parametrize("server", [held, of_fleet])
+async def of_worker(scenario: Callable[[int], Awaitable[None]]) -> None:
+    control = ControlPlane(App, LOOPBACK, 0, None, lambda url: None)
+    await control.start()
+    try:
+        await scenario(control.address[1])
+    finally:
+        await control.stop()
+
+
+@pytest.mark.parametrize("server", [held, of_fleet, of_worker])
 @pytest.mark.parametrize(
     ("first", "piece"),
     [
@@ -191,7 +201,7 @@ def test_no_request_takes_memory_without_end(
     async def attack(port: int) -> None:
         before = process.memory_info().rss
         flooding = [asyncio.create_task(flood(port, first, piece, 30 * MB)) for _ in range(3)]
-        _, pending = await asyncio.wait(flooding, timeout=3.0)
+        _, pending = await asyncio.wait(flooding, timeout=2.0)
         grown = process.memory_info().rss - before
         for task in pending:  # it is not read any more, which is as good as an end
             task.cancel()
