@@ -427,8 +427,8 @@ def test_a_flood_of_streams_does_not_cost_who_has_just_connected(protocol: Any) 
             for each, _ in silent[:14]:
                 assert await ended(each) == b""
             assert not any(each.at_eof() for each, _ in dialled[-3:])
-            for _, each in [(reader, writer), *dialled, *silent]:
-                each.close()
+            for _, other in [(reader, writer), *dialled, *silent]:
+                other.close()
 
     run(scenario)
 
