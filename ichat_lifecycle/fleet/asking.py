@@ -9,8 +9,6 @@ There are no cookies, redirects, proxies, or compressed answers either.
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +16,11 @@ from urllib.parse import quote
 
 import httpx
 
+from ichat_lifecycle.strict_json import parse_object
+
 # A worker's own document: 20 KB with many arguments. What is larger, or slower, is no answer.
 DOCUMENT_BYTES = 256 * 1024
-DOCUMENT_DEPTH = 32
-NUMBER_DIGITS = 40
+DOCUMENT_DEPTH = 16  # `/fleet` has it within others, and its readers have limits of their own
 ASK_TIMEOUT_S = 2.0
 
 _PATH = "/:@!$&'()*+,;=~-._"  # what may stand in a path as it is
@@ -132,33 +131,12 @@ class WorkerClients:
 
 
 def document_in(body: bytes) -> Mapping[str, Any] | None:
-    """A JSON object that can be sent on; None for anything else.
-
-    What Python's parser takes and JSON does not have (NaN), what no reader expects (numbers of a
-    thousand digits), and what recurses further than readers do, is no document.
-    """
+    """A JSON object that can be sent on to any reader; None for anything else."""
     try:
-        document = json.loads(body, parse_constant=_refuse, parse_float=_float, parse_int=_int)
-    except (ValueError, RecursionError):
+        document = parse_object(body)
+    except ValueError:
         return None
-    return document if isinstance(document, dict) and _is_flat(document) else None
-
-
-def _refuse(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("the number has no place in a float")
-    return number
-
-
-def _int(text: str) -> int:
-    if len(text) > NUMBER_DIGITS:
-        raise ValueError("the number has too many digits")
-    return int(text)
+    return document if _is_flat(document) else None
 
 
 def _is_flat(document: Any) -> bool:
