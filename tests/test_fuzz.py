@@ -1,0 +1,125 @@
+"""Each door of the package gets what was drawn to break it.
+
+A run of the light tests draws a few; `make fuzz` goes on for as long as it is asked to, with
+FUZZ_S, in seconds for each test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from running_fleet import LOOPBACK, TOKEN, RunningFleet
+from test_control_app import Bench
+from waiting import until
+
+from ichat_lifecycle.testing import nasty
+
+SECONDS = float(os.environ.get("FUZZ_S", "0"))
+FEW = settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    # Drawn anew each time, as who fuzzes wants it; what fails is told with how to draw it again.
+    derandomize=False,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+)
+QUIET_S = 0.05  # so long a server may think before it is taken to have said all
+SERVER_FAILED = b"HTTP/1.1 500"
+
+bearer = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def keep_on(test: Callable[[], None]) -> None:
+    """Runs it once, and again until the time is over."""
+    end_s = time.monotonic() + SECONDS
+    while True:
+        test()
+        if time.monotonic() >= end_s:
+            return
+
+
+# --- requests
+
+
+def test_no_operation_of_the_control_planes_api_fails() -> None:
+    schema = schemathesis.openapi.from_asgi("/openapi.json", Bench().app)
+    for operation in schema.get_all_operations():
+
+        @given(case=operation.ok().as_strategy())
+        @FEW
+        def never_fails(case: Any) -> None:
+            assert case.call(headers=bearer).status_code != 500
+
+        keep_on(never_fails)
+
+
+def answer_to(port: int, request: bytes) -> bytes:
+    """All that comes before the server is quiet."""
+    answer = b""
+    with socket.create_connection((LOOPBACK, port), 10) as client, contextlib.suppress(OSError):
+        client.sendall(request)
+        client.settimeout(QUIET_S)
+        while len(answer) < 1 << 20 and (piece := client.recv(1 << 16)):
+            answer += piece
+    return answer
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    directory: Path = tmp_path_factory.mktemp("fuzzed")
+    absent = {"model_name": "absent", "env": {"FLEET_FAILS": "66"}}
+    with RunningFleet(directory, {"model_name": "there"}, absent) as running:
+        until(lambda: running.serving("there"))
+        yield running
+
+
+PATHS = (
+    "/fleet",
+    "/fleet/events",
+    "/fleet/there",
+    "/fleet/there/lifecycle/history",
+    "/fleet/absent/logs",
+    "/fleet/there/stop",
+    "/lifecycle",
+    "/lifecycle/engine",
+    "/livez",
+    "/metrics",
+    "/v1/models",
+    "/v1/completions",
+    "/health",
+)
+
+
+@pytest.mark.fleet
+@pytest.mark.parametrize("plane", ["fleet", "control plane", "main port", "absent worker"])
+def test_no_request_makes_a_plane_fail(fleet: RunningFleet, plane: str) -> None:
+    control = str(fleet.seen("there")["control_url"])
+    port, path, status = {
+        "fleet": (int(fleet.url.rpartition(":")[2]), b"/livez", b"200"),
+        "control plane": (int(control.rpartition(":")[2]), b"/livez", b"200"),
+        "main port": (fleet.port("there"), b"/v1/completions", b"200"),
+        "absent worker": (fleet.port("absent"), b"/livez", b"503"),
+    }[plane]
+    good = b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n" % path
+
+    @given(nasty.requests(PATHS))
+    @FEW
+    def harmless(request: bytes) -> None:
+        answer = answer_to(port, request)
+        assert SERVER_FAILED not in answer
+        assert b"Traceback" not in answer
+
+    keep_on(harmless)
+    assert answer_to(port, good).startswith(b"HTTP/1.1 " + status)
+    assert not [line for line in fleet.lines if "Traceback" in str(line)]
+    assert fleet.seen("there")["starts"] == 1
