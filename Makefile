@@ -105,8 +105,9 @@ test-matrix: setup $(MATRIX_STAMPS) ## the smoke test and the flags of each supp
 faults: setup ## the fault matrix, ours beside `vllm serve` (FAULTS="--rows 1,3 --times 10")
 	@cd tests/engine && ../../.venv/bin/python -m faults $(FAULTS)
 
-fuzz: $(LIGHT)/.stamp-setup ## draw lives until one breaks an invariant (MINUTES=1)
+fuzz: $(LIGHT)/.stamp-setup ## draw lives, and what comes from outside, until something breaks (MINUTES=1 for each)
 	@$(LIGHT)/bin/python -m ichat_lifecycle.testing.fuzz --minutes $(MINUTES)
+	@FUZZ_MINUTES=$(MINUTES) $(LIGHT)/bin/pytest -q --timeout 0 tests/test_fuzz.py
 
 mutants: .venv-mutants/.stamp-setup ## break the code in each small way: do the tests notice?
 	@.venv-mutants/bin/python tests/mutants/run.py

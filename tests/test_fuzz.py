@@ -1,7 +1,6 @@
 """Each door of the package gets what was drawn to break it.
 
-A run of the light tests draws a few; `make fuzz` goes on for as long as it is asked to, with
-FUZZ_S, in seconds for each test.
+The tests draw a few; `make fuzz` has each go on for FUZZ_MINUTES.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from running_fleet import LOOPBACK, TOKEN, RunningFleet
 from test_control_app import Bench
 from waiting import until
 
 from ichat_lifecycle.testing import nasty
 
-SECONDS = float(os.environ.get("FUZZ_S", "0"))
+SECONDS = float(os.environ.get("FUZZ_MINUTES", "0")) * 60
 FEW = settings(
     max_examples=100,
     deadline=None,
@@ -53,14 +53,14 @@ def keep_on(test: Callable[[], None]) -> None:
 
 def test_no_operation_of_the_control_planes_api_fails() -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", Bench().app)
-    for operation in schema.get_all_operations():
+    operations = [found.ok().as_strategy() for found in schema.get_all_operations()]
 
-        @given(case=operation.ok().as_strategy())
-        @FEW
-        def never_fails(case: Any) -> None:
-            assert case.call(headers=bearer).status_code != 500
+    @given(st.one_of(operations))
+    @FEW
+    def never_fails(case: Any) -> None:
+        assert case.call(headers=bearer).status_code != 500
 
-        keep_on(never_fails)
+    keep_on(never_fails)
 
 
 def answer_to(port: int, request: bytes) -> bytes:
@@ -121,5 +121,5 @@ def test_no_request_makes_a_plane_fail(fleet: RunningFleet, plane: str) -> None:
 
     keep_on(harmless)
     assert answer_to(port, good).startswith(b"HTTP/1.1 " + status)
-    assert not [line for line in fleet.lines if "Traceback" in str(line)]
+    assert not [line["exception"] for line in fleet.lines if "Traceback" in str(line)]
     assert fleet.seen("there")["starts"] == 1
