@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import httpx
@@ -13,12 +12,10 @@ import pytest
 from running_fleet import RunningFleet
 from waiting import until
 
-from ichat_lifecycle.testing.hostile_worker import DOCUMENTS, VARIABLE
+from ichat_lifecycle.testing.hostile_answers import ANSWERS
+from ichat_lifecycle.testing.hostile_worker import VARIABLE
 
 pytestmark = pytest.mark.fleet
-
-LASTS_S = 10.0
-MEMORY_MAX, SHARE_MAX = 150 * 2**20, 0.2
 
 
 def hostile(*tricks: str, **more: object) -> dict[str, object]:
@@ -26,35 +23,24 @@ def hostile(*tricks: str, **more: object) -> dict[str, object]:
 
 
 def test_a_hostile_worker_harms_nobody_but_itself(tmp_path: Path) -> None:
-    """All its tricks at once, for some seconds."""
+    """All its tricks at once, until each of them has come to something."""
     with RunningFleet(tmp_path, hostile(), {"model_name": "honest"}) as fleet:
         until(lambda: fleet.serving("honest", "evil"))
-        supervisor = psutil.Process(fleet.process.pid)
-        time.sleep(2)  # past its bursts
-        began_s, busy = time.monotonic(), supervisor.cpu_times()
-        most = 0
         with fleet.asked_all_the_time("honest") as asked:
-            while time.monotonic() - began_s < LASTS_S:
-                document = fleet.get("/fleet")
-                assert document.status_code == 200, document.text
-                assert fleet.get("/fleet/evil").status_code == 200
-                most = max(most, supervisor.memory_info().rss)
-                time.sleep(0.5)
-        spent = supervisor.cpu_times()
-        share = (spent.user + spent.system - busy.user - busy.system) / LASTS_S
-        print(f"{most / 2**20:.0f} MB, {share:.0%} of a core")
+            until(lambda: fleet.events("worker_told_nonsense") and fleet.events("lines_dropped"))
+            until(lambda: any("forged" in str(line) for line in fleet.lines))
+            document = fleet.get("/fleet")
+            assert document.status_code == 200, document.text
+            assert fleet.get("/fleet/evil").status_code == 200
         assert set(asked.counts) == {"200"}
-        assert most < MEMORY_MAX
-        assert share < SHARE_MAX
         assert fleet.seen("honest")["starts"] == 1
         assert fleet.seen("evil")["control_url"].startswith("http://127.0.0.1:")
         with httpx.stream("GET", f"{fleet.url}/fleet/events", timeout=60) as events:
             assert len(next(events.iter_bytes())) < 2**20
-        forged = [line for line in fleet.lines if line.get("event", "").startswith("worker_killed")]
+        forged = [line for line in fleet.lines if str(line.get("event")).startswith("worker_k")]
         assert {line["worker"] for line in forged} == {"evil"}
         assert all(line["logger"] == "worker" for line in forged)
         assert {line["worker"] for line in fleet.events("worker_told_nonsense")} == {"evil"}
-        assert fleet.events("lines_dropped")
         assert not fleet.events("supervision_failed") + fleet.events("task_failed")
         fleet.process.send_signal(signal.SIGINT)
         until(lambda: fleet.process.poll() is not None, within_s=60)
@@ -78,7 +64,7 @@ def test_words_that_no_parser_takes_end_nothing_but_the_worker(tmp_path: Path) -
 def test_a_document_that_is_none_is_null_in_the_fleets(tmp_path: Path) -> None:
     with RunningFleet(tmp_path, hostile("control")) as fleet:
         until(lambda: fleet.seen("evil")["control_url"])
-        for _ in range(len(DOCUMENTS) + 2):
+        for _ in ANSWERS:
             answer = fleet.get("/fleet")
             assert answer.status_code == 200
             json.loads(answer.text, parse_constant=pytest.fail)

@@ -21,6 +21,13 @@ from running_fleet import LOOPBACK, TOKEN, RunningFleet
 from test_control_app import Bench
 from waiting import until
 
+from ichat_lifecycle import log_line as printable
+from ichat_lifecycle import strict_json
+from ichat_lifecycle.adapters.line_splitter import LINE_LIMIT, LineSplitter
+from ichat_lifecycle.adapters.sd_notify import WORDS_LIMIT
+from ichat_lifecycle.fleet.lines import bad_line, json_line
+from ichat_lifecycle.fleet.told import message_in
+from ichat_lifecycle.log_line import parse
 from ichat_lifecycle.testing import nasty
 
 SECONDS = float(os.environ.get("FUZZ_MINUTES", "0")) * 60
@@ -46,6 +53,45 @@ def keep_on(test: Callable[[], None]) -> None:
         test()
         if time.monotonic() >= end_s:
             return
+
+
+# --- what workers tell and print
+
+
+@given(nasty.datagrams())
+@FEW
+def check_datagram(datagram: bytes) -> None:
+    message = message_in(datagram)
+    told = message.told
+    assert len(message.problem) <= WORDS_LIMIT
+    assert message.problem == printable.plain(message.problem)
+    if told is not None:
+        assert len(told.model_dump_json()) < 4 * WORDS_LIMIT
+
+
+def test_no_datagram_gets_in_that_is_no_state() -> None:
+    keep_on(check_datagram)
+
+
+@given(st.lists(nasty.output(), max_size=3))
+@FEW
+def check_output(pieces: list[bytes]) -> None:
+    splitter = LineSplitter()
+    lines = [line for piece in pieces for line in splitter.feed(piece)] + [splitter.rest]
+    for line in lines:
+        assert len(line) <= LINE_LIMIT
+        document = strict_json.parse_object(json_line("evil", line))
+        assert document["worker"] == "evil"
+        shown = bad_line("evil", line)
+        assert shown == "" or shown.startswith("evil: ")
+        assert "\n" not in shown
+        said = parse(line)
+        for text in (line, shown, said.text, said.process, said.logger, said.traceback):
+            assert text == printable.plain(text)
+
+
+def test_no_output_is_obeyed_or_taken_for_anothers() -> None:
+    keep_on(check_output)
 
 
 # --- requests

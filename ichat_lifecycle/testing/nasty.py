@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ichat_lifecycle.adapters.sd_notify import LIFECYCLE
-from ichat_lifecycle.testing.hostile_worker import LINES, WORDS
+from ichat_lifecycle.testing.hostile_worker import DATAGRAMS, PRINTED
 
 _NUMBERS = ("0", "-1", "1e999", "NaN", "Infinity", "9" * 5000, "0x10", "\u0661")
 _TEXTS = (
@@ -84,8 +84,8 @@ def datagrams() -> st.SearchStrategy[bytes]:
     line = st.tuples(names, documents()).map(b"=".join)
     return st.one_of(
         st.lists(line, min_size=1, max_size=3).map(b"\n".join),
-        st.sampled_from(list(WORDS.values())),
-        st.sampled_from(list(WORDS.values())).flatmap(_damaged),
+        st.sampled_from(DATAGRAMS),
+        st.sampled_from(DATAGRAMS).flatmap(_damaged),
         st.binary(max_size=200),
     )
 
@@ -94,8 +94,8 @@ def output() -> st.SearchStrategy[bytes]:
     """What a process may print."""
     piece = st.one_of(
         documents(),
-        st.sampled_from(list(LINES.values())),
-        st.sampled_from(list(LINES.values())).flatmap(_damaged),
+        st.sampled_from(PRINTED),
+        st.sampled_from(PRINTED).flatmap(_damaged),
         st.sampled_from([b"\n", b"\r", b"\r\n", b"\x0b", b"\x85", b"\xe2\x80"]),
         st.binary(max_size=100),
     )
