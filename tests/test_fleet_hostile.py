@@ -12,7 +12,7 @@ import pytest
 from running_fleet import RunningFleet
 from waiting import until
 
-from ichat_lifecycle.testing.hostile_answers import ANSWERS
+from ichat_lifecycle.testing.hostile_plane import TRICKS
 from ichat_lifecycle.testing.hostile_worker import VARIABLE
 
 pytestmark = pytest.mark.fleet
@@ -64,7 +64,7 @@ def test_words_that_no_parser_takes_end_nothing_but_the_worker(tmp_path: Path) -
 def test_a_document_that_is_none_is_null_in_the_fleets(tmp_path: Path) -> None:
     with RunningFleet(tmp_path, hostile("control")) as fleet:
         until(lambda: fleet.seen("evil")["control_url"])
-        for _ in ANSWERS:
+        for _ in TRICKS:
             answer = fleet.get("/fleet")
             assert answer.status_code == 200
             json.loads(answer.text, parse_constant=pytest.fail)

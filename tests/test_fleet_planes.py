@@ -205,9 +205,7 @@ def test_only_a_control_plane_is_asked(url: str) -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize(
-    "text", ["{}", '{"a": [1, 2.5, -1e3, null, true]}', '{"a": {"b": [[]]}}']
-)
+@pytest.mark.parametrize("text", ["{}", '{"a": [1, 2.5, -1e3, null, true]}', '{"a": {"b": [[]]}}'])
 def test_what_json_is_for_is_taken(text: str) -> None:
     assert document_in(text.encode()) == json.loads(text)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,17 +19,17 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from running_fleet import LOOPBACK, TOKEN, RunningFleet
+from schemathesis.core.result import Ok
 from test_control_app import Bench
 from waiting import until
 
-from ichat_lifecycle import log_line as printable
-from ichat_lifecycle import strict_json
+from ichat_lifecycle import printable, strict_json
 from ichat_lifecycle.adapters.line_splitter import LINE_LIMIT, LineSplitter
 from ichat_lifecycle.adapters.sd_notify import WORDS_LIMIT
 from ichat_lifecycle.fleet.lines import bad_line, json_line
 from ichat_lifecycle.fleet.told import message_in
 from ichat_lifecycle.log_line import parse
-from ichat_lifecycle.testing import nasty
+from ichat_lifecycle.testing import nasty, nasty_yaml
 
 SECONDS = float(os.environ.get("FUZZ_MINUTES", "0")) * 60
 FEW = settings(
@@ -94,12 +95,24 @@ def test_no_output_is_obeyed_or_taken_for_anothers() -> None:
     keep_on(check_output)
 
 
+# --- files
+
+
+def test_no_file_is_more_than_wrong() -> None:
+    """tests/test_drawn_files.py has Hypothesis draw them."""
+    broken = nasty_yaml.fuzz_files(SECONDS or 1.0, random.SystemRandom().randrange(2**32))
+    assert broken is None, broken
+
+
 # --- requests
 
 
 def test_no_operation_of_the_control_planes_api_fails() -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", Bench().app)
-    operations = [found.ok().as_strategy() for found in schema.get_all_operations()]
+    operations = []
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok), found
+        operations.append(found.ok().as_strategy())
 
     @given(st.one_of(operations))
     @FEW

@@ -28,10 +28,12 @@ pytestmark = pytest.mark.fleet
 SECONDS = float(os.environ.get("HOSTILE_S", "60"))
 MOST_MEMORY = 150 * 2**20
 MOST_OF_A_CORE = 0.2
-EACH = 20  # looks of the operator's: a restart
+EACH = 10  # looks of the operator's: a restart
 STOP_S = 60.0  # of the hostile worker, which is killed in the end, on a busy machine
 OFTEN = {"max": 1000, "backoff": 0.2, "backoff_max": 1}
-QUICK = {"stop": {"drain": 1}}
+# Its stop is killed soon, so that there are many lives.
+STAGES = ("drain", "cancel", "cut", "watchdog", "app", "engine", "server", "socket", "companion")
+QUICK = {"stop": dict.fromkeys(STAGES, 0.2)}
 
 
 def port_of(url: str) -> int:

@@ -108,6 +108,7 @@ class Acceptor:
         self._loop.add_reader(sock, self._on_readable, sock)
 
     def _on_readable(self, sock: socket.socket) -> None:
+        sock.setblocking(False)  # whoever shares it may have changed that, and would stop our loop
         for _ in range(AT_ONCE):
             try:
                 connection, _ = sock.accept()

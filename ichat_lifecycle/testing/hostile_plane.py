@@ -1,9 +1,10 @@
-"""A control plane that misbehaves, for tests of whoever asks one: a supervisor, a client."""
+"""A server whose answers never end, never begin, are bombs, or lie. For tests of who asks one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -19,6 +20,9 @@ Trick = Callable[[asyncio.StreamWriter], Awaitable[None]]
 class HostilePlane:
     """Answers each request on 127.0.0.1 with a trick.
 
+    Args:
+        port: where it listens; 0 (default): any free one.
+
     Attributes:
         trick: what is done with the next requests; see TRICKS and `answer`.
         heads: of all requests, as they came.
@@ -26,8 +30,9 @@ class HostilePlane:
         most_open: how many there were at a time.
     """
 
-    def __init__(self, trick: Trick) -> None:
+    def __init__(self, trick: Trick, port: int = 0) -> None:
         self.trick = trick
+        self._port = port
         self.heads: list[bytes] = []
         self.open = 0
         self.most_open = 0
@@ -43,7 +48,7 @@ class HostilePlane:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-        server = await asyncio.start_server(connected, LOOPBACK, 0)
+        server = await asyncio.start_server(connected, LOOPBACK, self._port)
         self.url = f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
         try:
             yield self
@@ -124,6 +129,16 @@ async def _hang_up(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+def in_turn() -> Trick:
+    """All of TRICKS, one for each request."""
+    tricks = itertools.cycle(TRICKS.values())
+
+    async def trick(writer: asyncio.StreamWriter) -> None:
+        await next(tricks)(writer)
+
+    return trick
+
+
 _HEAD = b"HTTP/1.1 200 OK\r\n"
 _CHUNKED = _HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 _DEEP = 100_000
@@ -157,5 +172,20 @@ TRICKS: Mapping[str, Trick] = {
     "no JSON": answer(b"{"),
     "an error": answer(b'{"state": "READY"}', status=500),
     "a redirect": answer(b"{}", status=302, headers={"Location": "http://127.0.0.1:1/"}),
+    "wrong kinds": answer(b'{"state": ["READY"], "reason": 7, "control_url": {}, "for_s": -1}'),
+    "a terminal's commands": document(
+        model="\x1b]0;owned\x07\x9b2J", reason={"message": "\u202e\x1b[5m[bold]x", "code": "\n"}
+    ),
+    "cookies, and headers of a connection": answer(
+        b"{}",
+        headers={
+            "Set-Cookie": "session=of-the-worker",
+            "Connection": "X-Secret, close",
+            "X-Secret": "1",
+            "Upgrade": "h2c",
+        },
+    ),
+    "two lengths": answer(b"{}", headers={"content-length": "3"}),
+    "wrong chunks": endless(_CHUNKED, b"F" * 20 + b"\r\n", DRIP_S),
     "not HTTP": endless(b"hello\r\n", b"hello\r\n", DRIP_S),
 }

@@ -12,6 +12,7 @@ kept from.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import itertools
 import json
@@ -27,7 +28,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 
 from ichat_lifecycle.adapters.sd_notify import ALIVE, LIFECYCLE, SOCKET_VARIABLE
-from ichat_lifecycle.testing.hostile_answers import Answering
+from ichat_lifecycle.testing.hostile_plane import HostilePlane, in_turn
 
 VARIABLE = "HOSTILE_TRICKS"
 LIFE_VARIABLE = "HOSTILE_LIFE_S"
@@ -225,12 +226,14 @@ class HostileWorker:
             time.sleep(0.01)
 
     def answer_control(self) -> None:
-        """Each answer of testing.hostile_answers in turn."""
-        with Answering(port=self._control_port) as server:
-            self._control_url = f"http://evil.example:{server.port}"
+        """Each trick of testing.hostile_plane in turn."""
+        asyncio.run(self._answer_control())
+
+    async def _answer_control(self) -> None:
+        async with HostilePlane(in_turn(), self._control_port).serving() as plane:
+            self._control_url = plane.url.replace("127.0.0.1", "evil.example")
             self.tell("READY")
-            while True:
-                time.sleep(1)
+            await asyncio.Event().wait()
 
 
 def _end(_: int, __: FrameType | None) -> None:
