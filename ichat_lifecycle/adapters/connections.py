@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ichat_lifecycle.token_bucket import TokenBucket
+
 # File descriptors that are left to the engine, the log, and files of the process.
 RESERVED = 128
 FEWEST, FEWEST_OF_HELD, MOST_OF_CONTROL = 16, 4, 256
@@ -37,6 +39,8 @@ class Limits:
             streams do so first, and those above half of all before anything else.
         spare: file descriptors that are kept, so that connections are accepted when the process has
             no other left.
+        discard_bytes_s: of what nobody wants, such as the body of a request that is refused, so
+            much is read in a second, of all connections together.
     """
 
     connections: Callable[[], int]
@@ -48,6 +52,7 @@ class Limits:
     unread_s: float = 30.0
     cut_busy: bool = False
     spare: int = 0
+    discard_bytes_s: int = 32 * 2**20
 
 
 def connections_of_control() -> int:
@@ -115,6 +120,8 @@ class Crowd:
         self._count = count
         self._stages: dict[Stage, dict[Client, None]] = {stage: {} for stage in Stage}
         self._stage_of: dict[Client, Stage] = {}
+        # The burst is a large upload, whose client then has its answer at once.
+        self.discards = TokenBucket(limits.discard_bytes_s, 2.0 * limits.discard_bytes_s)
 
     def place(self, client: Client, stage: Stage) -> None:
         """Note the stage of a client, as the newest in it."""

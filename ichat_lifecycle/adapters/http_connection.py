@@ -27,6 +27,8 @@ from ichat_lifecycle.adapters.request_rules import TOO_LARGE, checked, headers_t
 # How long the rest of a body is read that nobody wants: in all, and without a byte. As in nginx.
 LINGER_S, LINGER_SILENCE_S = 30.0, 5.0
 
+PACE_S = 0.1
+
 # Requests that are parsed and wait behind one that is not answered. Uvicorn has no limit: with
 # httptools each 18 bytes become some kilobytes, and more are read after each answer.
 PIPELINED_MAX = 64
@@ -91,12 +93,26 @@ class Limited:
     def data_received(self, data: bytes) -> None:
         if self._lingers_until_s is not None:
             self._give(LINGER_SILENCE_S, until_s=self._lingers_until_s)
+            self._pace(len(data))
             return
         if self._idle:
             self._idle, self._begun_s = False, self.loop.time()
         super().data_received(data)  # type: ignore[misc]
         if self._real is not None and self._lingers_until_s is None:
             self._look(len(data))
+        if self._discards_until_s is not None:
+            self._pace(len(data))
+
+    def _pace(self, discarded: int) -> None:
+        """Read on later, where more than enough has been read for nothing."""
+        if self._real is None or self._crowd.discards.take(self.loop.time(), discarded):
+            return
+        self._real.pause_reading()
+        self.loop.call_later(PACE_S, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._real is not None and not self._real.is_closing():
+            self._real.resume_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()  # type: ignore[misc]

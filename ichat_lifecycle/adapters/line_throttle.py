@@ -13,9 +13,14 @@ from ichat_lifecycle.adapters.line_splitter import LineSplitter
 from ichat_lifecycle.token_bucket import TokenBucket
 
 # In bytes; each line costs as much as so many more, as short ones are not less work.
-PER_S, BURST, LINE_COST = 512 * 1024, 8 * 2**20, 128
+PER_S, BURST, LINE_COST = 256 * 1024, 4 * 2**20, 128
 LAST = 4096  # bytes that come at the end in any case
 REPORT_EVERY_S = 10.0
+
+
+def line_bucket() -> TokenBucket:
+    """A full one, with these limits."""
+    return TokenBucket(PER_S, BURST)
 
 
 def cost_of(chunk: bytes) -> int:
@@ -27,11 +32,15 @@ class ThrottledLines:
     """A LineSplitter behind a TokenBucket. For one thread.
 
     Times are in seconds of any one clock.
+
+    Args:
+        bucket: what is printed is taken from it; default: one of its own. Processes that follow one
+            another share one, or each new one would have a burst again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bucket: TokenBucket | None = None) -> None:
         self._splitter = LineSplitter()
-        self._bucket = TokenBucket(PER_S, BURST)
+        self._bucket = bucket or line_bucket()
         self._dropping = False
         self._last = b""  # the end of what was dropped
         self._dropped = 0  # lines that nobody has been told of

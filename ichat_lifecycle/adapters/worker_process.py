@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from ichat_lifecycle.adapters.line_throttle import ThrottledLines, cost_of
+from ichat_lifecycle.adapters.line_throttle import ThrottledLines, cost_of, line_bucket
 from ichat_lifecycle.adapters.notify_socket import NotifySockets
 from ichat_lifecycle.adapters.parent import SUPERVISOR_VARIABLE
 from ichat_lifecycle.adapters.sd_notify import (
@@ -29,6 +29,7 @@ from ichat_lifecycle.config import TOKEN_VARIABLE
 from ichat_lifecycle.environment import METRICS_DIRECTORY
 from ichat_lifecycle.fleet.ports import Hearer, Plan
 from ichat_lifecycle.secret_words import ARGS_FD, hand_over
+from ichat_lifecycle.token_bucket import TokenBucket
 
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
@@ -61,6 +62,9 @@ class WorkerProcess:
         scrub: takes secrets out of each line before anybody gets it.
         on_end: called once it has ended and all that it had printed by then has been read.
         on_dropped: gets the number of lines that were left out, at most every 10 s.
+        bucket: what it prints is taken from it; default: one of its own.
+
+    Attributes:
         token: what commands to its control plane need.
     """
 
@@ -72,18 +76,18 @@ class WorkerProcess:
         on_line: Callable[[str], None],
         on_end: Callable[[int], None],
         on_dropped: Callable[[int], None] = lambda count: None,
-        token: str = "",
         scrub: Callable[[str], str] = str,
+        bucket: TokenBucket | None = None,
     ) -> None:
         self._on_line = on_line
         self._scrub = scrub
         self._on_end = on_end
         self._on_dropped = on_dropped
-        self._lines = ThrottledLines()
+        self._lines = ThrottledLines(bucket)
         self._pause: asyncio.TimerHandle | None = None
         self._failed = False  # who gets what it prints, which is told once
         self.last_words = ""
-        self.token = token
+        self.token = ""
         read_fd, write_fd = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -285,6 +289,7 @@ class ServeLauncher:
         self._fd_of = fd_of
         self._on_line = on_line
         self._token = token
+        self._buckets: dict[str, TokenBucket] = {}
         self._command = command
 
     def launch(
@@ -317,11 +322,12 @@ class ServeLauncher:
                     lambda line: self._on_line(plan.name, line),
                     lambda _: inbox.close(),
                     lambda count: log.warning("lines_dropped", worker=plan.name, count=count),
-                    token,
                     self._scrub,
+                    self._buckets.setdefault(plan.name, line_bucket()),
                 )
         except BaseException:
             inbox.close()
             raise
+        process.token = token
         inbox.hear(process.pid, on_news)
         return process
