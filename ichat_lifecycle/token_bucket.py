@@ -22,14 +22,27 @@ class TokenBucket:
 
     def take(self, now_s: float, amount: float = 1.0) -> bool:
         """Whether so much may happen now, by a clock in seconds; if so, it is taken."""
-        if self._at_s is not None:
-            back = max(0.0, now_s - self._at_s) * self._per_s
-            self._left = min(self._burst, self._left + back)
-        self._at_s = now_s
+        self._refill(now_s)
         if self._left < min(1.0, amount):
             return False
         self._left -= amount
         return True
+
+    def spend(self, now_s: float, amount: float) -> float:
+        """Take what has been used already.
+
+        Returns:
+            how long to wait until it is paid back, in seconds.
+        """
+        self._refill(now_s)
+        self._left -= amount
+        return max(0.0, -self._left) / self._per_s
+
+    def _refill(self, now_s: float) -> None:
+        if self._at_s is not None:
+            back = max(0.0, now_s - self._at_s) * self._per_s
+            self._left = min(self._burst, self._left + back)
+        self._at_s = now_s
 
     def wait_s(self) -> float:
         """How long after the last `take` the next one succeeds, in seconds; 0 for at once."""

@@ -21,6 +21,8 @@ RESERVED = 128
 FEWEST, FEWEST_OF_HELD, MOST_OF_CONTROL = 16, 4, 256
 UNLIMITED = 2**20
 
+DISCARD_BURST = 64 * 2**20  # bytes: a large upload, whose client then has its answer at once
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -52,7 +54,7 @@ class Limits:
     unread_s: float = 30.0
     cut_busy: bool = False
     spare: int = 0
-    discard_bytes_s: int = 32 * 2**20
+    discard_bytes_s: int = 8 * 2**20
 
 
 def connections_of_control() -> int:
@@ -120,8 +122,7 @@ class Crowd:
         self._count = count
         self._stages: dict[Stage, dict[Client, None]] = {stage: {} for stage in Stage}
         self._stage_of: dict[Client, Stage] = {}
-        # The burst is a large upload, whose client then has its answer at once.
-        self.discards = TokenBucket(limits.discard_bytes_s, 2.0 * limits.discard_bytes_s)
+        self.discards = TokenBucket(limits.discard_bytes_s, DISCARD_BURST)
 
     def place(self, client: Client, stage: Stage) -> None:
         """Note the stage of a client, as the newest in it."""

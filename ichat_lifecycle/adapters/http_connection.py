@@ -27,8 +27,6 @@ from ichat_lifecycle.adapters.request_rules import TOO_LARGE, checked, headers_t
 # How long the rest of a body is read that nobody wants: in all, and without a byte. As in nginx.
 LINGER_S, LINGER_SILENCE_S = 30.0, 5.0
 
-PACE_S = 0.1
-
 # Requests that are parsed and wait behind one that is not answered. Uvicorn has no limit: with
 # httptools each 18 bytes become some kilobytes, and more are read after each answer.
 PIPELINED_MAX = 64
@@ -105,10 +103,10 @@ class Limited:
 
     def _pace(self, discarded: int) -> None:
         """Read on later, where more than enough has been read for nothing."""
-        if self._real is None or self._crowd.discards.take(self.loop.time(), discarded):
-            return
-        self._real.pause_reading()
-        self.loop.call_later(PACE_S, self._read_on)
+        wait_s = self._crowd.discards.spend(self.loop.time(), discarded)
+        if self._real is not None and wait_s > 0:
+            self._real.pause_reading()
+            self.loop.call_later(wait_s, self._read_on)
 
     def _read_on(self) -> None:
         if self._real is not None and not self._real.is_closing():

@@ -13,7 +13,7 @@ from ichat_lifecycle.adapters.line_splitter import LineSplitter
 from ichat_lifecycle.token_bucket import TokenBucket
 
 # In bytes; each line costs as much as so many more, as short ones are not less work.
-PER_S, BURST, LINE_COST = 256 * 1024, 4 * 2**20, 128
+PER_S, BURST, LINE_COST = 128 * 1024, 4 * 2**20, 128
 LAST = 4096  # bytes that come at the end in any case
 REPORT_EVERY_S = 10.0
 

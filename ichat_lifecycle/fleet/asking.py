@@ -22,6 +22,7 @@ from ichat_lifecycle.strict_json import parse_object
 DOCUMENT_BYTES = 256 * 1024
 DOCUMENT_DEPTH = 16  # `/fleet` has it within others, and its readers have limits of their own
 ASK_TIMEOUT_S = 2.0
+FRESH_S = 0.2
 
 _PATH = "/:@!$&'()*+,;=~-._"  # what may stand in a path as it is
 _OK = 200
@@ -41,20 +42,24 @@ class WorkerClients:
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
-        self._questions: dict[str, asyncio.Task[Mapping[str, Any] | None]] = {}
+        self._questions: dict[tuple[str, str], asyncio.Task[Mapping[str, Any] | None]] = {}
 
     async def lifecycle(self, name: str, url: str) -> Mapping[str, Any] | None:
         """The worker's own `/lifecycle` document; None where it gives none within 2 s.
 
-        Who asks while somebody else does gets the same answer: many clients cost a worker, and the
-        supervisor, one question at a time.
+        Who asks while somebody else does, or within FRESH_S of that, gets the same answer: many
+        clients cost a worker, and the supervisor, some questions a second.
         """
-        question = self._questions.get(name)
+        question = self._questions.get((name, url))
         if question is None:
             question = asyncio.create_task(self._lifecycle(url), name=f"{name} is asked")
-            self._questions[name] = question
-            question.add_done_callback(lambda _: self._questions.pop(name, None))
+            self._questions[name, url] = question
+            question.add_done_callback(lambda _: self._keep_fresh((name, url)))
         return await asyncio.shield(question)
+
+    def _keep_fresh(self, key: tuple[str, str]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(FRESH_S, self._questions.pop, key, None)
 
     async def _lifecycle(self, url: str) -> Mapping[str, Any] | None:
         try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 TRICK_S = 5.0
 CHUNK = b"x" * 65_536
+PIPELINED = 50
 LARGE = 20 * 2**20  # what it would send if it were let
 
 Trick = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
@@ -112,8 +113,8 @@ def tricks(path: str) -> Mapping[str, Trick]:
         ),
         "a dripping head": _drips(f"GET {path} HTTP/1.1\r\n".encode(), b"X: y\r\n"),
         "a dripping body": _drips(_post(path, length=1_000_000), b"x"),
-        "many at once": _sends(_get(path) * 500),
-        "many that it does not read": _reads_nothing(_get(path) * 500),
+        "many at once": _sends(_get(path) * PIPELINED),
+        "many that it does not read": _reads_nothing(_get(path) * PIPELINED),
         "a stream": _sends(_get("/fleet/events") + _get("/lifecycle/events")),
         "a stream that it does not read": _reads_nothing(_get("/fleet/events")),
         "a wrong token": _sends(_post("/fleet/stop", bearer) + b"{}"),
