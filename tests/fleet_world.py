@@ -15,10 +15,11 @@ from ichat_lifecycle.config import Restart
 from ichat_lifecycle.errors import AddressError
 from ichat_lifecycle.fleet.fleet import Fleet
 from ichat_lifecycle.fleet.journal import LIMITS, FleetKind
-from ichat_lifecycle.fleet.member import Member, Surroundings
+from ichat_lifecycle.fleet.member import Member
 from ichat_lifecycle.fleet.ports import Hearer, Plan
 from ichat_lifecycle.fleet.slots import Slots
 from ichat_lifecycle.fleet.states import Stage
+from ichat_lifecycle.fleet.surroundings import Surroundings
 from ichat_lifecycle.fleet.told import Told, Why
 from ichat_lifecycle.journal import Journal
 from ichat_lifecycle.states import State

@@ -41,7 +41,7 @@ _NO_PIDFD = (errno.ENOSYS, errno.EPERM)  # a kernel before 5.3, a sandbox
 CHUNK = 16_384
 # A worker that prints without end must not hold up the others, nor take a core: it is read so far
 # at once, and then again after a pause. A pipe that is full is its own trouble.
-TURN_COST, PAUSE_S = 512 * 1024, 0.05
+TURN_COST, PAUSE_S = 256 * 1024, 0.05
 PIPE_MAX = 1 << 20  # bytes that a pipe may hold at its end
 _ERROR = "ichat-lifecycle: error: "  # begins the last line of a process that has failed
 

@@ -12,9 +12,10 @@ import structlog
 
 from ichat_lifecycle.errors import AddressError, ExitCode, LifecycleError
 from ichat_lifecycle.fleet.journal import FleetKind, ReloadRecord
-from ichat_lifecycle.fleet.member import Member, Surroundings
+from ichat_lifecycle.fleet.member import Member
 from ichat_lifecycle.fleet.ports import Plan, Socket
 from ichat_lifecycle.fleet.states import Stage
+from ichat_lifecycle.fleet.surroundings import Surroundings
 
 log = structlog.get_logger("ichat_lifecycle.fleet")
 

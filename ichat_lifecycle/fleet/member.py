@@ -5,29 +5,24 @@ from __future__ import annotations
 import asyncio
 import errno
 import signal
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import structlog
 
-from ichat_lifecycle.config import Restart
 from ichat_lifecycle.errors import PERMANENT, ExitCode
 from ichat_lifecycle.fleet.asked import SHUT_DOWN, Asked
 from ichat_lifecycle.fleet.journal import FleetKind, StageRecord, StateRecord
 from ichat_lifecycle.fleet.ports import (
     KILL_MARGIN_S,
-    Clock,
-    Launcher,
     Plan,
     Process,
     Socket,
 )
-from ichat_lifecycle.fleet.slots import Slots
 from ichat_lifecycle.fleet.states import RESTING, Event, Stage, row_for
+from ichat_lifecycle.fleet.surroundings import Surroundings
 from ichat_lifecycle.fleet.told import Told, shortened
-from ichat_lifecycle.journal import Journal
 from ichat_lifecycle.ports import Address
 from ichat_lifecycle.restart_budget import RestartBudget
 from ichat_lifecycle.slept import Silence
@@ -40,27 +35,6 @@ CAUSE_LIMIT = 2000  # characters of why a process has ended
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 DESCRIPTOR_WAIT_S = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-@dataclass(slots=True)
-class Surroundings:
-    """What all members of a fleet share.
-
-    Attributes:
-        restart: how often, and how soon, a worker that has ended is started again.
-        watchdog_s: a worker that tells nothing for so long is killed; 0: none is. Of processes that
-            are started from now on.
-        changed: called with each change of any member.
-    """
-
-    launcher: Launcher
-    slots: Slots
-    restart: Restart
-    clock: Clock
-    random: Callable[[], float]
-    journal: Journal
-    changed: Callable[[], None] = lambda: None
-    watchdog_s: float = 0.0
 
 
 class Member:

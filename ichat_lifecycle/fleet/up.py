@@ -45,11 +45,12 @@ from ichat_lifecycle.fleet.gateway import RunningGateway
 from ichat_lifecycle.fleet.journal import LIMITS, FleetKind, ReloadRecord
 from ichat_lifecycle.fleet.lines import bad_line, json_line
 from ichat_lifecycle.fleet.load import Fleet as Content
-from ichat_lifecycle.fleet.member import Member, Surroundings
+from ichat_lifecycle.fleet.member import Member
 from ichat_lifecycle.fleet.plans import Reading, read_plans
 from ichat_lifecycle.fleet.ports import Plan
 from ichat_lifecycle.fleet.slots import Slots
 from ichat_lifecycle.fleet.states import Stage
+from ichat_lifecycle.fleet.surroundings import Surroundings
 from ichat_lifecycle.fleet.token import kept_token
 from ichat_lifecycle.fleet.view import fleet_document
 from ichat_lifecycle.journal import Journal
