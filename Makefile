@@ -88,11 +88,11 @@ serve: setup $(DEMO)/config.json ## serve a tiny demo model (PORT=8000)
 # nothing else runs.
 test: setup ## all tests, those with a real engine too
 	@$(MAKE) test-fast
-	@.venv/bin/pytest -n 2 --dist load --maxschedchunk 1 -m "browser or fleet or untimed"
+	@.venv/bin/pytest -n 2 --dist load --maxschedchunk 1 -m "browser or fleet or hostile or untimed"
 	@.venv/bin/pytest -m "engine and not untimed"
 
 test-fast: $(LIGHT)/.stamp-setup ## the tests that need no vLLM
-	@$(LIGHT)/bin/pytest -n auto --dist load --maxschedchunk 1 -m "not engine and not browser and not fleet and not matrix"
+	@$(LIGHT)/bin/pytest -n auto --dist load --maxschedchunk 1 -m "not engine and not browser and not fleet and not hostile and not matrix"
 
 test-matrix: setup $(MATRIX_STAMPS) ## the smoke test and the flags of each supported vLLM
 	@for version in $(MATRIX); do \

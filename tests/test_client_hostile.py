@@ -43,6 +43,8 @@ from ichat_lifecycle.client.transport import ControlClient
 from ichat_lifecycle.errors import ExitCode
 from ichat_lifecycle.states import State
 
+pytestmark = pytest.mark.hostile
+
 JSON = "application/json"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 AT = "2026-01-02T12:00:00+00:00"

@@ -15,6 +15,8 @@ from ichat_lifecycle.fleet.load import Fleet
 from ichat_lifecycle.testing import nasty_yaml
 from ichat_lifecycle.testing.nasty_yaml import GOOD, SECRET, Choose, broken, draw, fuzz_files
 
+pytestmark = pytest.mark.hostile
+
 
 @st.composite
 def drawn(draw_from: st.DrawFn) -> str:

@@ -26,6 +26,8 @@ from ichat_lifecycle.adapters.engine_guard import SOCKETS
 from ichat_lifecycle.adapters.engine_leftovers import Note, remove_leftovers
 from ichat_lifecycle.adapters.run_directory import PREFIX, RunDirectory, dead_directories
 
+pytestmark = pytest.mark.hostile
+
 # An owner with an engine of one process, which has a socket, shared memory and a semaphore.
 # Python's own tracker, which would remove these at its end, is killed, as with a container.
 OWNER = """
@@ -153,7 +155,7 @@ while len(guardian.recorded(guard._record.text())) < 2:
         if "SIGSTOP" in body:
             until(lambda: "T" in Path(f"/proc/{one.process.pid}/stat").read_text().split()[2])
             one.process.kill()
-        until(lambda: not one.left, "what is left to be removed")
+        until(lambda: not one.left, f"what is left to be removed, of {one.left}")
         assert not alive(one.engine)
 
 

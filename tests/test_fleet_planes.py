@@ -28,6 +28,8 @@ from ichat_lifecycle.journal import Journal
 from ichat_lifecycle.states import State
 from ichat_lifecycle.testing.hostile_plane import TRICKS, HostilePlane, answer, document, endless
 
+pytestmark = pytest.mark.hostile
+
 LOOPBACK = "127.0.0.1"
 DEADLINE_S = 60.0
 MB = 2**20

@@ -35,6 +35,8 @@ from ichat_lifecycle.control.fleet_server import serving as fleet_serving
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.ports import Address
 
+pytestmark = pytest.mark.hostile
+
 LOOPBACK = "127.0.0.1"
 DEADLINE_S = 60.0
 MB = 2**20

@@ -19,6 +19,8 @@ from ichat_lifecycle.adapters import lasting_socket
 from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
 from ichat_lifecycle.ports import Address
 
+pytestmark = pytest.mark.hostile
+
 DEADLINE_S = 60
 LOOPBACK = "127.0.0.1"
 

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -276,14 +276,21 @@ def test_an_endless_flood_at_its_end_does_not_hold_it_up() -> None:
 # --- the directory
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory in which the path of a socket has room, which pytest's own may not be."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
 def test_what_a_killed_supervisor_has_left_goes_with_the_next_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
     program = (
         "import os, socket, tempfile\n"
         "from ichat_lifecycle.adapters.socket_directory import SocketDirectory\n"
-        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        f"tempfile.tempdir = {str(short)!r}\n"
         "directory = SocketDirectory()\n"
         "socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).bind(str(directory.path / '1'))\n"
         "print(directory.path, flush=True)\n"
@@ -293,9 +300,9 @@ def test_what_a_killed_supervisor_has_left_goes_with_the_next_one(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
     )
     left = Path(done.stdout.strip())
-    assert left.parent == tmp_path
+    assert left.parent == short
     assert (left / "1").exists()
-    foreign = tmp_path / "ichat-fleet-of-somebody"
+    foreign = short / "ichat-fleet-of-somebody"
     foreign.symlink_to(left)
     alive = SocketDirectory()
     assert not left.exists()
@@ -304,7 +311,7 @@ def test_what_a_killed_supervisor_has_left_goes_with_the_next_one(
     assert alive.path.exists(), "one that lives is left alone"
     for directory in (alive, other):
         directory.close()
-    assert list(tmp_path.iterdir()) == [foreign]
+    assert list(short.iterdir()) == [foreign]
 
 
 def test_a_long_temporary_directory_gives_way_to_a_short_one(

@@ -87,7 +87,7 @@ def test_check_prints_a_models_name_on_a_stream_that_is_ascii() -> None:
         "import sys\n"
         "from types import SimpleNamespace as Any\n"
         "from ichat_lifecycle.fleet import commands\n"
-        "plan = Any(name='most', model='\\u043c', address='127.0.0.1:1', gpu_ids=None)\n"
+        "plan = Any(name='most', model='\\u043c', address='127.0.0.1:1', uds=None, gpu_ids=None)\n"
         "commands.read_plans = lambda *a, **k: Any(doubts=[], plans=[plan])\n"
         f"sys.argv[1:] = ['check', 'configs.yaml']\n{PROGRAM}",
         **ASCII,

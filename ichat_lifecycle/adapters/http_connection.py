@@ -27,6 +27,8 @@ from ichat_lifecycle.adapters.request_rules import TOO_LARGE, checked, headers_t
 # How long the rest of a body is read that nobody wants: in all, and without a byte. As in nginx.
 LINGER_S, LINGER_SILENCE_S = 30.0, 5.0
 
+TURN_BYTES = 32 * 1024  # asyncio's own 256 KiB may be 40,000 chunks
+
 # Requests that are parsed and wait behind one that is not answered. Uvicorn has no limit: with
 # httptools each 18 bytes become some kilobytes, and more are read after each answer.
 PIPELINED_MAX = 64
@@ -307,6 +309,11 @@ class _PoliteTransport:
 
 class LimitedH11(Limited, H11Protocol):  # type: ignore[misc]
     """With h11: strict, and slower."""
+
+    def connection_made(self, transport: Any) -> None:
+        # Read at once. Tiny chunks take h11 microseconds for each byte: others have their turn.
+        transport.max_size = TURN_BYTES
+        super().connection_made(transport)
 
     def _can_refuse(self) -> bool:
         return self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)

@@ -130,8 +130,8 @@ async def _hang_up(writer: asyncio.StreamWriter) -> None:
 
 
 def in_turn() -> Trick:
-    """All of TRICKS, one for each request."""
-    tricks = itertools.cycle(TRICKS.values())
+    """All of TRICKS and LIES, one for each request."""
+    tricks = itertools.cycle([*TRICKS.values(), *LIES.values()])
 
     async def trick(writer: asyncio.StreamWriter) -> None:
         await next(tricks)(writer)
@@ -172,6 +172,13 @@ TRICKS: Mapping[str, Trick] = {
     "no JSON": answer(b"{"),
     "an error": answer(b'{"state": "READY"}', status=500),
     "a redirect": answer(b"{}", status=302, headers={"Location": "http://127.0.0.1:1/"}),
+    "two lengths": answer(b"{}", headers={"content-length": "3"}),
+    "wrong chunks": endless(_CHUNKED, b"F" * 20 + b"\r\n", DRIP_S),
+    "not HTTP": endless(b"hello\r\n", b"hello\r\n", DRIP_S),
+}
+
+# What can be passed on as a document, and is none of an honest worker.
+LIES: Mapping[str, Trick] = {
     "wrong kinds": answer(b'{"state": ["READY"], "reason": 7, "control_url": {}, "for_s": -1}'),
     "a terminal's commands": document(
         model="\x1b]0;owned\x07\x9b2J", reason={"message": "\u202e\x1b[5m[bold]x", "code": "\n"}
@@ -185,7 +192,4 @@ TRICKS: Mapping[str, Trick] = {
             "Upgrade": "h2c",
         },
     ),
-    "two lengths": answer(b"{}", headers={"content-length": "3"}),
-    "wrong chunks": endless(_CHUNKED, b"F" * 20 + b"\r\n", DRIP_S),
-    "not HTTP": endless(b"hello\r\n", b"hello\r\n", DRIP_S),
 }
