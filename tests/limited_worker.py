@@ -17,6 +17,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
 from stand_ins import FakeIdentity, FakeLife
 
 from ichat_lifecycle.adapters.gate import Gate
@@ -72,4 +73,7 @@ def say(document: Any) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )  # not among answers
     asyncio.run(main(int(sys.argv[1])))

@@ -31,6 +31,8 @@ from ichat_lifecycle.fleet.told import message_in
 from ichat_lifecycle.log_line import parse
 from ichat_lifecycle.testing import nasty, nasty_yaml
 
+pytestmark = pytest.mark.hostile
+
 SECONDS = float(os.environ.get("FUZZ_MINUTES", "0")) * 60
 FEW = settings(
     max_examples=100,

@@ -45,6 +45,8 @@ from ichat_lifecycle.scalars import as_json
 from ichat_lifecycle.testing.nasty_yaml import BOMBS
 from ichat_lifecycle.yaml_nodes import DEPTH_MAX, TEXT_MAX, VALUES_MAX
 
+pytestmark = pytest.mark.hostile
+
 SOON_S = 20.0  # processor time; on a machine with nothing else to do it is one
 SECRET = "hunter2hunter2"
 FILE = Path("configs.yaml")

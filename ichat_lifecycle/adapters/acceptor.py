@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
 import ssl
 import time
@@ -115,6 +116,9 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return  # another process was faster, or the client has gone
             except OSError as error:
+                # Linux looks for a descriptor before it looks whether anybody waits for one.
+                if not _somebody_waits(sock):
+                    return
                 if not self._find_descriptor(error):
                     self._pause(sock, error)
                     return
@@ -173,6 +177,12 @@ class Acceptor:
     def _forget(self, handshake: _Handshake) -> None:
         self._begun.discard(handshake)
         self._crowd.remove(handshake)
+
+
+def _somebody_waits(sock: socket.socket) -> bool:
+    poll = select.poll()  # needs no descriptor of its own
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Handshake:

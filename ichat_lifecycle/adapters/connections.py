@@ -35,6 +35,7 @@ class Limits:
         silence_s: seconds between two pieces of a request's body.
         request_s: seconds for a whole request, its body included; None for no such limit.
         head_bytes: of a request's head.
+        body_bytes: of a request's body, what frames its chunks included; None for any number.
         head_count: header lines of a request; None for any number.
         unread_s: seconds in which a client has to read something of an answer that is complete.
         cut_busy: whether a connection with an answer under way makes room where each has one;
@@ -50,6 +51,7 @@ class Limits:
     silence_s: float = 60.0
     request_s: float | None = None
     head_bytes: int = 64 * 1024
+    body_bytes: int | None = None
     head_count: int | None = None
     unread_s: float = 30.0
     cut_busy: bool = False

@@ -58,7 +58,7 @@ class Limited:
         self._real: Any = None  # the transport
         self._due_s = math.inf  # when the client has had its time
         self._timer: asyncio.TimerHandle | None = None
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = 0
         self._begun_s = 0.0  # when the connection, or a request on it, began
         self._idle = False  # after an answer, until the first byte of the next request
         self._discards_until_s: float | None = None
@@ -164,6 +164,10 @@ class Limited:
         self._crowd.place(self, stage)
         if stage is not Stage.WAITING:
             self._head_bytes = 0
+        self._body_bytes = self._body_bytes + received if stage is Stage.SENDING else 0
+        if self._body_bytes > (self._limits.body_bytes or math.inf):
+            self.drop()  # its app has refused it by now: it sends chunks of a byte
+            return
         if stage is Stage.ANSWERED:
             self._due_s = math.inf
         elif stage is Stage.SENDING:

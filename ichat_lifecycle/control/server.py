@@ -48,6 +48,7 @@ CONTROL_LIMITS = Limits(
     head_s=10.0,
     request_s=10.0,
     head_bytes=16 * 1024,
+    body_bytes=256 * 1024,  # four times what the routes take
     unread_s=10.0,
     cut_busy=True,
     spare=4,
