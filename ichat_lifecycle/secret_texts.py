@@ -44,9 +44,15 @@ _NOTHING = re.compile(r"[bu]?[\"']{0,2}(?:None|null|[Tt]rue|[Ff]alse|\*\*\*|\[\]
 # Before a colon any other single word is prose: "unexpected token: x".
 _ALONE = re.compile(r"(?:authorization|cookies?|passphrase|passwd|passwords?|pwd)")
 
+_FLAG = re.compile(
+    r"(?P<before>(?<![\w-])--(?P<flag>[A-Za-z][\w.-]*+)(?:\s{1,2}|[\"'],\s{0,2}[\"']))"
+    r"(?P<value>[^\s\"',]++)"
+)
+
 # A quick look, whether there may be any: most lines of a log have none.
 _MAYBE_CREDENTIALS = re.compile(
-    r"[Bb](?:earer|EARER|asic|ASIC)\s|hf_|sk-|gh[opsru]_|github_pat_|glpat-|xox|AIza|eyJ|-----B"
+    r"[Bb](?:earer|EARER|asic|ASIC)\s|hf_|sk-|gh[opsru]_|github_pat_|glpat-|xox|AIza|AKIA|npm_|eyJ"
+    r"|-----B"
 )
 _CREDENTIALS = re.compile(
     r"(?<![\w-])[Bb](?:earer|EARER)\s{1,2}(?P<bearer>[\w.~+/=-]{8,}+)"
@@ -54,6 +60,7 @@ _CREDENTIALS = re.compile(
     # Hugging Face, OpenAI and its like, GitHub, GitLab, Slack, Google, any JWT.
     r"|(?<![\w-])(?P<token>hf_[A-Za-z0-9]{20,}+|sk-[\w-]{20,}+|gh[opsru]_[A-Za-z0-9]{20,}+"
     r"|github_pat_\w{20,}+|glpat-[\w-]{16,}+|xox[abeprs]-[\w-]{10,}+|AIza[\w-]{30,}+"
+    r"|AKIA[0-9A-Z]{16}|npm_[A-Za-z0-9]{20,}+"
     r"|eyJ[\w-]{10,}+\.[\w-]{10,}+(?:\.[\w-]*+)?)"
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?P<pem>(?:[^-]|-(?!----END))*+)"
 )
@@ -65,7 +72,17 @@ def hide_in_text(text: str, hide: Hide) -> str:
         text = _hide_passwords(text, hide)
     if _MAYBE_CREDENTIALS.search(text):
         text = _CREDENTIALS.sub(lambda match: _credential(match, hide), text)
+    if "--" in text:
+        text = _FLAG.sub(lambda match: _flagged(match, hide), text)
     return _hide_pairs(text, hide)
+
+
+def _flagged(match: re.Match[str], hide: Hide) -> str:
+    """A command line, or the list of its words as Python prints it."""
+    known = is_secret(match["flag"]) and not match["value"].startswith("-")
+    if not known or _NOTHING.fullmatch(match["value"]):
+        return match[0]
+    return match["before"] + hide(match["value"])
 
 
 def hide_in_url(text: str, hide: Hide) -> str | None:

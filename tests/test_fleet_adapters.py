@@ -558,8 +558,8 @@ def test_the_newest_lines_are_kept_and_followed() -> None:
         seen: list[str] = []
 
         async def follow() -> None:
-            async for line in tail.follow("a", 1):
-                seen.append(line)  # as they come
+            async for lines in tail.follow("a", 1):
+                seen.extend(lines.splitlines())
 
         following = asyncio.create_task(follow())
         await asyncio.sleep(0)

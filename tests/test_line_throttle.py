@@ -88,6 +88,14 @@ def test_a_flood_is_cut_and_its_last_words_come() -> None:
     assert abs(came + dropped + len(last) - total) <= 3, "a line that is cut may count twice"
 
 
+def test_last_words_without_an_end_come_after_a_flood() -> None:
+    lines = ThrottledLines()
+    for chunk in chunks_of(b"x\n" * BURST + b"[" * 15_000):
+        list(lines.feed(chunk, 0.0))
+    (last,) = lines.end()
+    assert last == "[" * len(last) and last
+
+
 def test_it_goes_on_with_whole_lines_and_reports_now_and_then() -> None:
     lines = ThrottledLines()
     chunk = b"x" * 99 + b"\n"

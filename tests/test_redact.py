@@ -19,7 +19,7 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ichat_lifecycle.redact import PLACEHOLDER, Secrets, is_secret, redact
+from ichat_lifecycle.redact import PLACEHOLDER, Secrets, is_secret, redact, scrub_unknown
 
 SECRET_NAMES = [
     "api_key",
@@ -475,3 +475,30 @@ def test_special_characters_are_plain_text() -> None:
 def test_without_secrets_nothing_changes() -> None:
     """The common case."""
     assert Secrets().scrub("text") == "text"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "serve --hf-token hunter2-hunter2 --port 8000",
+        "argv: ['serve', '--hf-token', 'hunter2-hunter2', '--port']",
+        'words: ["--api-key", "hunter2-hunter2"]',
+    ],
+)
+def test_a_secret_flag_in_a_text_hides_its_value(text: str) -> None:
+    assert "hunter2" not in scrub_unknown(text)
+    assert scrub_unknown(text).count("***") == 1
+
+
+@pytest.mark.parametrize("text", ["--max-tokens 16", "--api-key --port 8000", "a -- b", "--x"])
+def test_other_flags_in_a_text_stay(text: str) -> None:
+    assert scrub_unknown(text) == text
+
+
+def test_a_text_that_is_made_to_match_everywhere_is_hidden_soon() -> None:
+    secrets = Secrets()
+    secrets.add("q" * 16 + "123456789")
+    began_s = time.process_time()
+    for _ in range(20):
+        assert secrets.scrub("q" * 16_384) == "***"
+    assert time.process_time() - began_s < 10

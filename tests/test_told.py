@@ -12,7 +12,7 @@ from stand_ins import NOON, FakeIdentity, FakeLife
 
 from ichat_lifecycle.adapters.sd_notify import DATAGRAM_LIMIT, LIFECYCLE, WORDS_LIMIT, Notifier
 from ichat_lifecycle.control.view import summary_document
-from ichat_lifecycle.fleet.told import NAME_LIMIT, Message, message_in
+from ichat_lifecycle.fleet.told import NAME_LIMIT, Message, Told, message_in
 from ichat_lifecycle.journal import Progress, Reason, Snapshot
 from ichat_lifecycle.states import State
 
@@ -169,3 +169,9 @@ def test_whatever_is_told_what_gets_in_can_be_shown(document: dict[str, Any]) ->
 def test_no_bytes_raise(before: bytes, after: bytes) -> None:
     message_in(before)
     message_in(before + b"\n" + LIFECYCLE.encode() + b"=" + after)
+
+
+def test_secrets_are_taken_out_of_what_others_are_shown() -> None:
+    told = Told.model_validate({"state": State.STOPPED, "reason": {"message": "no s3cret"}})
+    clean = told.scrubbed(lambda text: text.replace("s3cret", "***"))
+    assert (clean.message, clean.state, clean.phase) == ("no ***", State.STOPPED, None)

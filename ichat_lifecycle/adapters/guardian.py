@@ -149,7 +149,7 @@ class Memory:
     def __init__(self, processes: Callable[[], set[Process]], record_fd: int) -> None:
         self._processes = processes
         self._record_fd = record_fd
-        self._others: set[str] = set(segments())
+        self._others: set[str] = set()  # not those at first: an engine may be faster than our start
         self._looks: dict[str, int] = {}
         self.found: Segments = {}
 

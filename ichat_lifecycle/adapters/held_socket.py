@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import uvicorn
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.connections import Limits, connections_of_held
+from ichat_lifecycle.adapters.host_names import HostNames
 from ichat_lifecycle.adapters.http_connection import LINGER_S, LimitedH11
 from ichat_lifecycle.adapters.lasting_socket import LastingSocket
 from ichat_lifecycle.adapters.prompt_server import PromptServer
@@ -40,7 +41,9 @@ Speech = tuple[Certificate | None, str]
 
 # All of a process, which share its file descriptors.
 _held: weakref.WeakSet[HeldSocket] = weakref.WeakSet()
-LIMITS = Limits(lambda: connections_of_held(len(_held)), head_s=10.0)
+LIMITS = Limits(
+    lambda: connections_of_held(len(_held)), head_s=10.0, head_bytes=16 * 1024, head_count=100
+)
 NO_HEADERS = AnswerHeaders()
 RETRY_S = 0.5  # where nobody can listen
 CLOSE_S = 1.0  # for answers under way, when the whole ends
@@ -86,6 +89,8 @@ class HeldSocket:
         self._server: PromptServer | None = None
         self._ending: dict[asyncio.Task[None], PromptServer] = {}
         self._closing = False
+        self._unusable = ""
+        self._names = HostNames(None if address.uds else address.host)
         self._changed = asyncio.Event()
         self._changed.set()
         _held.add(self)
@@ -179,7 +184,9 @@ class HeldSocket:
 
     async def _wait_after(self, error: OSError) -> None:
         """Nobody can listen there now, such as after a shutdown of which no word has come yet."""
-        log.warning("held_socket_unusable", error=str(error))
+        if str(error) != self._unusable:  # once, however often it is tried
+            self._unusable = str(error)
+            log.warning("held_socket_unusable", error=self._unusable)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RETRY_S):
                 await self._change()
@@ -224,6 +231,8 @@ class HeldSocket:
             await send({"type": "websocket.close", "code": 1013})
             return
         absence = self._absence()
+        if not self._names.allow(scope["headers"]):  # a web page's, maybe
+            absence = replace(absence, message="The worker does not serve.")
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             retry_after = (b"retry-after", str(absence.retry_after_s).encode())

@@ -68,7 +68,8 @@ class ThrottledLines:
     def end(self) -> Iterator[str]:
         """What is left at the end of all: also the last of what was dropped."""
         if self._dropping:
-            last = self._last.partition(b"\n")[2]
+            whole = self._last.partition(b"\n")[2]
+            last = whole or self._last  # which may be one long line
             self._dropped = max(0, self._dropped - _ends(last))
             yield from self._splitter.feed(last)
             self._dropping, self._last = False, b""

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 KEPT = 1000  # lines of each worker
 BYTES_KEPT = 2 * 2**20  # and what they take in memory; a line has usually 200 bytes, at most 64 KiB
 
+AT_ONCE, PAUSE_S = 100, 0.1
+
 
 class _Tail:
     """The newest lines of one worker; `count` is how many there were."""
@@ -52,14 +54,20 @@ class OutputTail:
         return lines[max(0, len(lines) - count) :]
 
     async def follow(self, name: str, count: int) -> AsyncIterator[str]:
-        """The same, and each line that comes from then on. What comes too fast is left out."""
+        """The same, and each line that comes from then on, in texts of up to AT_ONCE lines.
+
+        What comes too fast is left out.
+        """
         tail = self._tails[name]
         seen = tail.count - len(self.last(name, count))
         while True:
             come = self._come  # before the lines are read: nothing is left out
             new, seen = tail.count - seen, tail.count
-            for line in self.last(name, new):
-                yield line
+            lines = self.last(name, new)
+            for first in range(0, len(lines), AT_ONCE):
+                yield "\n".join(lines[first : first + AT_ONCE])
             if self._closed:
                 return
             await come.wait()
+            # Many may follow: a text for each of them and line would cost a core.
+            await asyncio.sleep(PAUSE_S)

@@ -113,7 +113,7 @@ class WorkerProcess:
         self._end: asyncio.Future[int] = self._loop.create_future()
         try:
             self._pidfd = self._watch()
-        except OSError:  # too many open files: what cannot be watched must not run
+        except BaseException:  # too many open files, or threads: what nobody watches must not run
             self._process.kill()
             self._process.wait()
             os.close(read_fd)
@@ -191,14 +191,14 @@ class WorkerProcess:
     def _take(self, chunk: bytes) -> None:
         now_s = self._loop.time()
         for line in self._lines.feed(chunk, now_s):
-            self._give(line)
+            self._safely(self._give, line)
         self._report_dropped(now_s)
 
     def _give(self, line: str) -> None:
         line = self._scrub(line)
         if line.startswith(_ERROR):
             self.last_words = line.removeprefix(_ERROR)
-        self._safely(self._on_line, line)
+        self._on_line(line)
 
     def _report_dropped(self, now_s: float, *, at_end: bool = False) -> None:
         if count := self._lines.take_dropped(now_s, at_end=at_end):
@@ -329,5 +329,5 @@ class ServeLauncher:
             inbox.close()
             raise
         process.token = token
-        inbox.hear(process.pid, on_news)
+        inbox.hear(process.pid, lambda told: on_news(told and told.scrubbed(self._scrub)))
         return process

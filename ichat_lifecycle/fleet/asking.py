@@ -23,6 +23,7 @@ DOCUMENT_BYTES = 256 * 1024
 DOCUMENT_DEPTH = 16  # `/fleet` has it within others, and its readers have limits of their own
 ASK_TIMEOUT_S = 2.0
 FRESH_S = 0.2
+SILENCE_S = 40.0  # a stream says something each 15 s (control/events.py)
 
 _PATH = "/:@!$&'()*+,;=~-._"  # what may stand in a path as it is
 _OK = 200
@@ -115,8 +116,7 @@ class WorkerClients:
                 where,
                 headers=headers,
                 content=content,
-                # Its head may take as long as a command: who waits for it has a connection.
-                extensions={"timeout": {"connect": ASK_TIMEOUT_S, "write": ASK_TIMEOUT_S}},
+                extensions={"timeout": _timeout(method)},
             )
             answer = await self._transport.handle_async_request(request)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
@@ -133,6 +133,12 @@ class WorkerClients:
             question.cancel()
         await asyncio.gather(*questions, return_exceptions=True)
         await self._transport.aclose()
+
+
+def _timeout(method: str) -> dict[str, float]:
+    """A command may take its time, and who waits for it has shown a token."""
+    silence = {} if method == "POST" else {"read": SILENCE_S}
+    return {"connect": ASK_TIMEOUT_S, "write": ASK_TIMEOUT_S, **silence}
 
 
 def document_in(body: bytes) -> Mapping[str, Any] | None:

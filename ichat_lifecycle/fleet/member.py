@@ -386,19 +386,18 @@ class Member:
         assert process is not None
         self._socket.left_by(self)
         process.terminate()
-        kill = asyncio.get_running_loop().call_later(
-            self.plan.stop_bound_s + KILL_MARGIN_S, self._kill, process
-        )
-        hurried = False
-        try:
-            while True:
-                if self._asked.now and not hurried:
-                    hurried = True
-                    process.hurry()
-                if await self._news(until=self._ending(process)):
-                    break
-        finally:
-            kill.cancel()
+        loop = asyncio.get_running_loop()
+        patience = Silence(self.plan.stop_bound_s + KILL_MARGIN_S, loop.time())
+        hurried = killed = False
+        while not await self._news(
+            None if killed else patience.tick_s, until=self._ending(process)
+        ):
+            if self._asked.now and not hurried:
+                hurried = True
+                process.hurry()
+            if not killed and patience.too_long(loop.time()):
+                killed = True
+                self._kill(process)
         code = await self._ending(process)
         if -code in STOP_SIGNALS:  # it came before the process could listen to it
             code = ExitCode.OK

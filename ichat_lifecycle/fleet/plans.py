@@ -116,7 +116,7 @@ def read_plans(
     document.problems.sort(key=lambda problem: problem.place)
     if wrong(document):
         raise BadFileError(path, _masked(document))
-    exposed = _exposed(path, document, environment)
+    exposed = _exposed(path, document)
     return Reading(content, plans, (*_masked(document), *exposed), document.as_written)
 
 
@@ -129,13 +129,12 @@ def _masked(document: Document) -> list[Problem]:
     ]
 
 
-def _exposed(path: Path, document: Document, environment: Mapping[str, str]) -> Iterator[Problem]:
+def _exposed(path: Path, document: Document) -> Iterator[Problem]:
     """Secrets in a file that all may read; those that come from variables do not stand there."""
-    given = [value for value in environment.values() if len(value) >= SECRET_LENGTH_MIN]
     here = [
         secret
         for secret in secrets_in(document.value)
-        if len(secret) >= SECRET_LENGTH_MIN and not any(value in secret for value in given)
+        if len(secret) >= SECRET_LENGTH_MIN and document.as_written(secret) == secret
     ]
     if here and path.stat().st_mode & stat.S_IROTH:
         what = "every user of this machine can read this file, and there are secrets in it"

@@ -7,6 +7,7 @@ a `Told` need not doubt it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -62,6 +63,12 @@ class Told(BaseModel):
     control_url: Annotated[str, Field(max_length=URL_LIMIT), AfterValidator(_with_port)] | None = (
         None
     )
+
+    def scrubbed(self, scrub: Callable[[str], str]) -> Told:
+        """The same without secrets: clients of the worker's port are told the reason."""
+        reason = self.reason and Why(message=scrub(self.reason.message))
+        phase = self.phase and scrub(self.phase)
+        return self.model_copy(update={"reason": reason, "phase": phase})
 
     @property
     def message(self) -> str | None:

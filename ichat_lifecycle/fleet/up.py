@@ -248,11 +248,17 @@ class Supervisor:
     def _open(self, plan: Plan) -> HeldSocket:
         """Raises AddressError."""
         address = Address(plan.host, plan.port, plan.uds)
-        held = HeldSocket(
-            address,
-            lambda: self._absence(plan.address),
-            lambda: self._running.lose_socket(plan.address),
-        )
+        try:
+            held = HeldSocket(
+                address,
+                lambda: self._absence(plan.address),
+                lambda: self._running.lose_socket(plan.address),
+            )
+        except OSError as error:  # no file descriptor is left
+            raise AddressError(
+                f"{plan.name}: {plan.address}: {error.strerror}",
+                hint="raise the limit on open files (ulimit -n)",
+            ) from error
         self._held[plan.address] = held
         return held
 
