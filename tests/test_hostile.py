@@ -43,7 +43,7 @@ def port_of(url: str) -> int:
 @contextlib.contextmanager
 def flooded(*targets: Target) -> Iterator[Flood]:
     """While it lasts, strangers do what they can to each of these ports."""
-    flood = Flood(targets, at_once=25, pause_s=0.1)
+    flood = Flood(targets, at_once=8, pause_s=0.2)
     enough = threading.Event()
 
     async def run() -> None:
