@@ -138,6 +138,7 @@ def test_a_client_knows_of_a_worker_only_what_it_says() -> None:
         "credentials",
         "diagram",
         "errors",
+        "nesting",
         "printable",
         "redact",
         "slept",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import httpx
 
 from ichat_lifecycle.client.documents import MalformedError
+from ichat_lifecycle.nesting import is_flat
 
 ANSWER_LIMIT = 16 << 20  # bytes; a history of 10 000 transitions has 3 MB
 # Brackets, braces, and commas, which bound how many values there are. Each may cost 100 bytes.
 MARKS_LIMIT = 1_000_000
-DEPTH_LIMIT = 32  # deeper than any document of ours
+DEPTH_LIMIT = 31  # deeper than any document of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +79,10 @@ def parse_json(text: str) -> Any:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise MalformedError("it is not JSON") from None
-    if not _is_flat(value):
+    if not is_flat(value, DEPTH_LIMIT):
         raise MalformedError("it is nested too deep")
     return value
 
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(name)
-
-
-def _is_flat(value: Any) -> bool:
-    level = [value]
-    for _ in range(DEPTH_LIMIT):
-        level = [below for one in level for below in _parts(one)]
-        if not level:
-            return True
-    return False
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list):
-        yield from value

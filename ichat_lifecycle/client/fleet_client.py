@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -24,7 +23,7 @@ class RefusedError(ArgumentsError):
     """The supervisor has said no (exit 2)."""
 
 
-class FleetClient:
+class FleetClient(BoundedClient):
     """Asks one supervisor. Use it as an async context manager.
 
     Args:
@@ -37,19 +36,7 @@ class FleetClient:
     """
 
     def __init__(self, url: str, timeout_s: float, *, own_only: bool) -> None:
-        self._server = BoundedClient(url, timeout_s, what="fleet", hint=HINT, own_only=own_only)
-
-    async def __aenter__(self) -> Self:
-        await self._server.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._server.__aexit__(kind, error, traceback)
+        super().__init__(url, timeout_s, what="fleet", hint=HINT, own_only=own_only)
 
     async def get(self, path: str) -> Mapping[str, Any]:
         """A document.
@@ -59,25 +46,25 @@ class FleetClient:
             ForeignError: something else does.
             RefusedError: it says no.
         """
-        return self._document(await self._server.ask("GET", path), path)
+        return self._document(await self.ask("GET", path), path)
 
     async def post(self, path: str, body: Any, token: str | None) -> Mapping[str, Any]:
         """What a command has done. Raises as get()."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        answer = await self._server.ask("POST", path, json=body, headers=headers)
+        answer = await self.ask("POST", path, json=body, headers=headers)
         return self._document(answer, path)
 
     async def lines(self, path: str, query: Mapping[str, Any]) -> list[str]:
         """The lines of a text. Raises as get()."""
-        answer = await self._server.ask("GET", path, TEXT_LIMIT, params=query)
+        answer = await self.ask("GET", path, TEXT_LIMIT, params=query)
         self._check(answer, path)
         return answer.body.decode("utf-8", "replace").removesuffix("\n").split("\n")
 
     async def follow(self, path: str, query: Mapping[str, Any]) -> AsyncGenerator[str, None]:
         """The lines of a text that has no end, as they come. Raises as get()."""
-        async with self._server.open(path, silence_s=None, params=query) as (head, body):
+        async with self.open(path, silence_s=None, params=query) as (head, body):
             if head.status_code not in DONE:
-                self._check(await self._server.ask("GET", path, params=query), path)
+                self._check(await self.ask("GET", path, params=query), path)
             async with contextlib.aclosing(_lines(body)) as lines:
                 async for line in lines:
                     yield line
@@ -87,11 +74,11 @@ class FleetClient:
         if answer.status >= httpx.codes.BAD_REQUEST:
             raise _refused(answer)
         if answer.status not in DONE:
-            raise self._server.foreign(f"{self._server.url}{path} answers {answer.status}")
+            raise self.foreign(f"{self.url}{path} answers {answer.status}")
 
     def _document(self, answer: Answer, path: str) -> Mapping[str, Any]:
         self._check(answer, path)
-        with self._server.understanding(path):
+        with self.understanding(path):
             document = answer.document()
             if not isinstance(document, Mapping):
                 raise MalformedError("it is no document")

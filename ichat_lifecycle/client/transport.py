@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
@@ -40,7 +39,7 @@ class Opened:
     """The stream of events is there."""
 
 
-class ControlClient:
+class ControlClient(BoundedClient):
     """Asks one worker. Use it as an async context manager.
 
     Args:
@@ -55,21 +54,8 @@ class ControlClient:
     def __init__(
         self, url: str, timeout_s: float = ASK_TIMEOUT_S, *, own_only: bool = False
     ) -> None:
-        self.url = url
+        super().__init__(url, timeout_s, what="worker", hint=WHICH, own_only=own_only)
         self.retry_s = 1.0  # the server's wish, in seconds
-        self._server = BoundedClient(url, timeout_s, what="worker", hint=WHICH, own_only=own_only)
-
-    async def __aenter__(self) -> Self:
-        await self._server.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._server.__aexit__(kind, error, traceback)
 
     async def status(self) -> Status:
         """What `GET /lifecycle` says.
@@ -80,7 +66,7 @@ class ControlClient:
         """
         path = "/lifecycle"
         answer = await self._get(path)
-        with self._server.understanding(path):
+        with self.understanding(path):
             return parse_status(answer.document())
 
     async def history(self) -> tuple[dict[str, Any], tuple[Entry, ...]]:
@@ -91,7 +77,7 @@ class ControlClient:
         """
         path = "/lifecycle/history"
         answer = await self._get(path)
-        with self._server.understanding(path):
+        with self.understanding(path):
             document = answer.document()
             return document, parse_history(document)
 
@@ -107,21 +93,21 @@ class ControlClient:
         """
         path, parser = "/lifecycle/events", EventParser()
         headers = {"Last-Event-ID": last_id} if last_id else {}
-        async with self._server.open(path, silence_s=SILENCE_S, headers=headers) as (head, body):
-            with self._server.understanding(path):
+        async with self.open(path, silence_s=SILENCE_S, headers=headers) as (head, body):
+            with self.understanding(path):
                 self._check(head.status_code, path)
                 if media_type(head) != "text/event-stream":
                     raise MalformedError("it is no text/event-stream")
             yield Opened()
             async for chunk in body:
-                with self._server.understanding(path):
+                with self.understanding(path):
                     items = [_entry(event) for event in parser.feed(chunk)]
                 for item in items:
                     yield item
                 self.retry_s = parser.retry_s or self.retry_s
 
     async def _get(self, path: str) -> Answer:
-        answer = await self._server.ask("GET", path)
+        answer = await self.ask("GET", path)
         self._check(answer.status, path)
         return answer
 
@@ -133,7 +119,7 @@ class ControlClient:
             hint = "the main port asks for the API key; the control plane's URL does not"
             raise ForeignError(what, hint=hint)
         if status != httpx.codes.OK:
-            raise self._server.foreign(what)
+            raise self.foreign(what)
 
 
 def _entry(event: ServerEvent) -> Entry | Gap:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import httpx
 
+from ichat_lifecycle.nesting import is_flat
 from ichat_lifecycle.strict_json import parse_object
 
 # A worker's own document: 20 KB with many arguments. What is larger, or slower, is no answer.
@@ -66,12 +67,7 @@ class WorkerClients:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 return await self._document(url)
-        except (
-            UnaskableError,
-            httpx.HTTPError,
-            OSError,
-            ValueError,
-        ):  # a TimeoutError is an OSError
+        except (UnaskableError, httpx.HTTPError, OSError, ValueError):  # also a TimeoutError
             return None
 
     async def _document(self, url: str) -> Mapping[str, Any] | None:
@@ -147,19 +143,4 @@ def document_in(body: bytes) -> Mapping[str, Any] | None:
         document = parse_object(body)
     except ValueError:
         return None
-    return document if _is_flat(document) else None
-
-
-def _is_flat(document: Any) -> bool:
-    level = [document]
-    for _ in range(DOCUMENT_DEPTH):
-        level = [inner for value in level for inner in _inside(value)]
-        if not level:
-            return True
-    return False
-
-
-def _inside(value: Any) -> list[Any]:
-    """The containers in a container."""
-    inner = value.values() if isinstance(value, dict) else value
-    return [each for each in inner if isinstance(each, dict | list)]
+    return document if is_flat(document, DOCUMENT_DEPTH) else None
