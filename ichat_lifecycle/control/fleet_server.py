@@ -14,7 +14,7 @@ from ichat_lifecycle.adapters.host_names import HostNames
 from ichat_lifecycle.adapters.http_connection import LimitedH11
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.control.server import CONTROL_LIMITS
-from ichat_lifecycle.control.web_guard import WebGuard
+from ichat_lifecycle.control.web_guard import HostGuard
 
 GRACE_S = 1
 
@@ -28,7 +28,7 @@ async def serving(app: Any, sock: socket.socket, hosts: Sequence[str] = ()) -> A
     """
     bound = None if sock.family == socket.AF_UNIX else sock.getsockname()[0]
     config = uvicorn.Config(
-        WebGuard(app, HostNames(bound, hosts), "fleet.hosts"),
+        HostGuard(app, HostNames(bound, hosts), "fleet.hosts"),
         interface="asgi3",
         lifespan="off",
         log_config=None,

@@ -175,6 +175,6 @@ def json_response(
     return Response(
         text.encode("utf-8", "replace"),
         status,
-        {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})},
+        dict(headers or {}),
         "application/json",
     )

@@ -27,7 +27,7 @@ from ichat_lifecycle.adapters.host_names import HostNames
 from ichat_lifecycle.adapters.http_connection import LimitedH11
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.beacon import CONTROL_THREAD, name_this_thread
-from ichat_lifecycle.control.web_guard import WebGuard
+from ichat_lifecycle.control.web_guard import HostGuard
 from ichat_lifecycle.errors import (
     AddressError,
     ArgumentsError,
@@ -225,9 +225,9 @@ class ControlPlane:
         )
         await self._server.serve(sockets=[sock])
 
-    def _guarded(self) -> WebGuard:
+    def _guarded(self) -> HostGuard:
         """Its app, which answers to its own names alone where a browser may be on the machine."""
-        return WebGuard(self._app_factory(), HostNames(self.address[0], self._hosts))
+        return HostGuard(self._app_factory(), HostNames(self.address[0], self._hosts))
 
     def _fail(self, error: BaseException) -> None:
         if self._answering.done():

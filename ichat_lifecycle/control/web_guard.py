@@ -30,25 +30,12 @@ HEADERS = (
 
 
 class WebGuard:
-    """The app, with HEADERS on each answer that has not set them itself.
+    """The app, with HEADERS on each answer that has not set them itself."""
 
-    Args:
-        hosts: the names that a request may be for; None: any.
-        setting: where further names are set, for the refusal's hint.
-    """
-
-    def __init__(
-        self, app: ASGIApp, hosts: HostNames | None = None, setting: str = "http.hosts"
-    ) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._hosts = hosts
-        self._setting = setting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
         async def guarded_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
@@ -57,16 +44,31 @@ class WebGuard:
                 message = {**message, "headers": headers + missing}
             await send(message)
 
-        app = self._app
-        if self._hosts is not None and not self._hosts.allow(scope["headers"]):
-            app = answer_of(self._misdirected())
-        await app(scope, receive, guarded_send)
+        await self._app(scope, receive, guarded_send)
 
-    def _misdirected(self) -> HttpError:
-        return HttpError(
-            MISDIRECTED,
-            "misdirected_request",
-            "the request's Host is no name of this server",
-            f"ask by a loopback address, or add the name to {self._setting}",
-            headers={"Connection": "close"},  # its body, if any, is not read
-        )
+
+class HostGuard:
+    """The app, for requests that are for a name of this server.
+
+    Args:
+        setting: where further names are set, for the refusal's hint.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: HostNames, setting: str = "http.hosts") -> None:
+        self._app = app
+        self._hosts = hosts
+        self._refusal = WebGuard(answer_of(_misdirected(setting)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = scope["type"] == "http" and not self._hosts.allow(scope["headers"])
+        await (self._refusal if refused else self._app)(scope, receive, send)
+
+
+def _misdirected(setting: str) -> HttpError:
+    return HttpError(
+        MISDIRECTED,
+        "misdirected_request",
+        "the request's Host is no name of this server",
+        f"ask by a loopback address, or add the name to {setting}",
+        headers={"Connection": "close"},  # its body, if any, is not read
+    )
