@@ -6,6 +6,7 @@ A umask of 0, as some containers have it, would make them writable for every use
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 import tempfile
@@ -104,14 +105,26 @@ def write(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written. What was there before stays.
     """
+    os.close(write_locked(path, text))
+
+
+def write_locked(path: Path, text: str) -> int:
+    """As `write`; returns a descriptor of the file, which is locked for as long as that is open.
+
+    On a file system without locks it is not.
+    """
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        with os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
             file.write(text)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
+        os.close(fd)
         raise
+    return fd
 
 
 def read(path: Path, limit: int) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def kept_token(given: str | None) -> Iterator[str]:
         private_files.own_directory(path.parent.parent.resolve())  # it may be a link of the user's
         private_files.own_directory(path.parent)
         _forget_the_dead(path.parent)
-        fd = _written(path, token)
+        fd = private_files.write_locked(path, token)
     except OSError as error:
         hint = f"set fleet.token or {FLEET_TOKEN_VARIABLE}: nobody can give commands now"
         log.warning("token_not_kept", path=str(path), error=str(error), hint=hint)
@@ -48,24 +47,6 @@ def kept_token(given: str | None) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             os.close(fd)
-
-
-def _written(path: Path, token: str) -> int:
-    """The descriptor of the file, locked for as long as it is open. Raises OSError.
-
-    It gets its name as a whole, in place of whatever is there, and never through a link.
-    """
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        os.write(fd, token.encode("ascii"))
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        os.close(fd)
-        raise
-    return fd
 
 
 def _forget_the_dead(directory: Path) -> None:
