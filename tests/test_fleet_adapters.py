@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fleet_world import plan
+from on_loop import DEADLINE_S, open_files, run
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters import guardian
@@ -43,21 +44,7 @@ from ichat_lifecycle.fleet.slots import Slots
 from ichat_lifecycle.ports import Address
 from ichat_lifecycle.redact import Secrets
 
-DEADLINE_S = 60
 LOOPBACK = "127.0.0.1"
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await scenario
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # --- processes

@@ -7,12 +7,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from on_loop import DEADLINE_S, eventually, open_files, run
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters import lasting_socket
@@ -21,7 +20,6 @@ from ichat_lifecycle.ports import Address
 
 pytestmark = pytest.mark.hostile
 
-DEADLINE_S = 60
 LOOPBACK = "127.0.0.1"
 
 # What a worker, or a library that it has loaded, may do with the descriptor that it was handed.
@@ -34,24 +32,6 @@ TCP_TRICKS = TRICKS | {
     "disconnect": "ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16)",
 }
 HOSTILE = "import ctypes, socket, sys; sock = socket.socket(fileno=int(sys.argv[1])); "
-
-
-def run(scenario: Coroutine[Any, Any, None]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await scenario
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def play(trick: str, fd: int) -> None:

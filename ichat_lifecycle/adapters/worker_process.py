@@ -229,7 +229,7 @@ class WorkerProcess:
             left -= len(chunk)
             self._take(chunk)
         for line in self._lines.end():
-            self._give(line)
+            self._safely(self._give, line)
         self._report_dropped(self._loop.time(), at_end=True)
 
     def _reap(self) -> None:
