@@ -21,12 +21,22 @@ import pytest
 from structlog.testing import capture_logs
 from waiting import until
 
-from ichat_lifecycle.adapters import engine_leftovers, guardian
+from ichat_lifecycle.adapters import engine_leftovers, guardian, run_directory
 from ichat_lifecycle.adapters.engine_guard import SOCKETS
 from ichat_lifecycle.adapters.engine_leftovers import Note, remove_leftovers
 from ichat_lifecycle.adapters.run_directory import PREFIX, RunDirectory, dead_directories
 
 pytestmark = pytest.mark.hostile
+
+# Directories of a name of their own: /dev/shm is everybody's, and each start of an engine beside
+# these tests removes what dead ones have left there. Logs go where no answer is read.
+OWN_PREFIX = f"{PREFIX}{os.getpid()}-"
+PROLOGUE = f"""
+import sys, structlog
+from ichat_lifecycle.adapters import run_directory
+run_directory.PREFIX = {OWN_PREFIX!r}
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+"""
 
 # An owner with an engine of one process, which has a socket, shared memory and a semaphore.
 # Python's own tracker, which would remove these at its end, is killed, as with a container.
@@ -71,6 +81,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr("tempfile.tempdir", directory)
         monkeypatch.delenv(SOCKETS, raising=False)
         monkeypatch.setattr(engine_leftovers, "SHORT", (guardian.SHARED,))
+        monkeypatch.setattr(run_directory, "PREFIX", OWN_PREFIX)
         yield Path(directory)
 
 
@@ -97,7 +108,8 @@ class Owner:
 
 @contextmanager
 def owner(body: str = LIVES_ON) -> Iterator[Owner]:
-    process = subprocess.Popen([sys.executable, "-c", OWNER + body], stdout=subprocess.PIPE)
+    program = [sys.executable, "-c", PROLOGUE + OWNER + body]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         one = Owner(process, json.loads(process.stdout.readline()))
@@ -219,7 +231,7 @@ import subprocess
 subprocess.Popen = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 EngineGuard(output.read_fd)
 """
-    script = OWNER.split("guard = ", maxsplit=1)[0] + body
+    script = PROLOGUE + OWNER.split("guard = ", maxsplit=1)[0] + body
     process = subprocess.run([sys.executable, "-c", script], check=False)
     assert process.returncode == -signal.SIGKILL
     remove_leftovers()
@@ -231,7 +243,8 @@ def test_starts_at_the_same_time_share_the_work() -> None:
         until(lambda: one.recorded() and other.recorded())
         kill_all_of(one)
         kill_all_of(other)
-        script = "from ichat_lifecycle.adapters.engine_leftovers import remove_leftovers as f\nf()"
+        script = PROLOGUE + "from ichat_lifecycle.adapters import engine_leftovers as e\n"
+        script += "e.remove_leftovers()"
         starts = [
             subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
             for _ in range(4)
@@ -264,7 +277,8 @@ def test_memory_that_is_in_use_or_another_one_stays(segment: SharedMemory) -> No
 
 
 def test_only_the_memory_that_the_engine_maps_is_recorded(segment: SharedMemory) -> None:
-    before = guardian.Memory(lambda: {(os.getpid(), 0)}, -1)
+    there = guardian.names_of(guardian.segments())
+    before = guardian.Memory(lambda: {(os.getpid(), 0)}, -1, there)
     before.look()
     assert before.found == {}, "it was there before the engine"
     looks: list[None] = []
@@ -274,7 +288,6 @@ def test_only_the_memory_that_the_engine_maps_is_recorded(segment: SharedMemory)
         return set()
 
     memory = guardian.Memory(nobody, -1)
-    memory._others.discard(segment.name)
     for _ in range(10):
         memory.look()
     assert memory.found == {}
@@ -295,7 +308,7 @@ def age(path: Path) -> None:
 
 def test_directories_that_are_not_known_to_be_dead_stay(temporary: Path) -> None:
     def made(name: str, mode: int = 0o700) -> Path:
-        path = temporary / f"{PREFIX}{name}"
+        path = temporary / f"{OWN_PREFIX}{name}"
         path.mkdir()
         path.chmod(mode)
         return path
@@ -310,8 +323,8 @@ def test_directories_that_are_not_known_to_be_dead_stay(temporary: Path) -> None
     os.mkfifo(fifo / guardian.LIFE)
     link = made("link")
     (link / guardian.LIFE).symlink_to("/etc/passwd")
-    (temporary / f"{PREFIX}elsewhere").symlink_to(full)
-    (temporary / f"{PREFIX}file").touch()
+    (temporary / f"{OWN_PREFIX}elsewhere").symlink_to(full)
+    (temporary / f"{OWN_PREFIX}file").touch()
     (temporary / "ichat-of-others").mkdir()
     before = sorted(temporary.iterdir())
     age(made("killed while it was made"))
@@ -321,7 +334,7 @@ def test_directories_that_are_not_known_to_be_dead_stay(temporary: Path) -> None
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a directory away")
 def test_another_users_directory_stays(temporary: Path) -> None:
-    theirs = temporary / f"{PREFIX}theirs"
+    theirs = temporary / f"{OWN_PREFIX}theirs"
     theirs.mkdir(mode=0o700)
     (theirs / guardian.LIFE).touch()
     os.chown(theirs, 65534, 65534)
@@ -346,7 +359,7 @@ def test_a_directory_is_private_whatever_the_umask(temporary: Path) -> None:
 
 
 def test_what_a_dead_one_has_written_is_only_data(temporary: Path) -> None:
-    path = temporary / f"{PREFIX}x"
+    path = temporary / f"{OWN_PREFIX}x"
     path.mkdir(mode=0o700)
     (path / guardian.LIFE).write_bytes(b"\xff\0 1 2 3\n" + b"psm_\xff 1\n" * 100_000)
     remove_leftovers()

@@ -76,6 +76,7 @@ class EngineGuard:
         record_fd = self._record.fd if self._record else -1
         arguments = (
             *map(str, (read_fd, output_fd, os.getpid(), self._marker, record_fd)),
+            guardian.names_of(guardian.segments()),
             *(directory.path for directory in self._directories),
         )
         fds = (read_fd, output_fd, *(directory.fd for directory in self._directories))

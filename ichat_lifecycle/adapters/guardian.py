@@ -49,7 +49,13 @@ _PROC = Path("/proc")
 
 
 def main(
-    life_fd: int, output_fd: int, owner: int, marker: str, record_fd: int, directories: list[str]
+    life_fd: int,
+    output_fd: int,
+    owner: int,
+    marker: str,
+    record_fd: int,
+    others: str,
+    directories: list[str],
 ) -> None:
     """Waits for the owner's word or its end.
 
@@ -59,10 +65,11 @@ def main(
         owner: the owner's pid.
         marker: what VARIABLE is set to for the engine.
         record_fd: of the file in which the engine's shared memory is recorded; -1 for none.
+        others: shared memory that was there before the engine, see names_of().
         directories: of the engine; removed with the sockets in them.
     """
     pipe = os.fstat(output_fd)
-    memory = Memory(lambda: marked(marker, pipe, {os.getpid(), owner}), record_fd)
+    memory = Memory(lambda: marked(marker, pipe, {os.getpid(), owner}), record_fd, others)
     if _word(life_fd, memory):
         return
     spared = {os.getpid()}
@@ -144,12 +151,16 @@ class Memory:
     Args:
         processes: gives the engine's.
         record_fd: where it is recorded; -1 for nowhere.
+        others: what was there before the engine. The owner has looked: an engine may be faster than
+            the guardian's start.
     """
 
-    def __init__(self, processes: Callable[[], set[Process]], record_fd: int) -> None:
+    def __init__(
+        self, processes: Callable[[], set[Process]], record_fd: int, others: str = ""
+    ) -> None:
         self._processes = processes
         self._record_fd = record_fd
-        self._others: set[str] = set()  # not those at first: an engine may be faster than our start
+        self._others = set(others.split("/"))
         self._looks: dict[str, int] = {}
         self.found: Segments = {}
 
@@ -185,6 +196,11 @@ def segments() -> Segments:
                     if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
                         found[entry.name] = status.st_ino
     return found
+
+
+def names_of(found: Segments) -> str:
+    """As one word of a command line; the kernel takes 128 KiB in one."""
+    return "/".join(found)[:RECORD_LIMIT]
 
 
 def remove_memory(found: Segments) -> int:
@@ -287,5 +303,5 @@ def _tell(gone: str, ended: set[Process], left: set[Process]) -> None:
 
 
 if __name__ == "__main__":
-    _life, _output, _owner, _marker, _record, *_directories = sys.argv[1:]
-    main(int(_life), int(_output), int(_owner), _marker, int(_record), _directories)
+    _life, _output, _owner, _marker, _record, _others, *_directories = sys.argv[1:]
+    main(int(_life), int(_output), int(_owner), _marker, int(_record), _others, _directories)
