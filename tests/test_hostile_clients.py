@@ -326,6 +326,7 @@ def test_a_held_socket_outlasts_a_lack_of_descriptors(log: pytest.LogCaptureFixt
         (b"GET / HTTP/1.1\r\nHost: a\r\n X: b\r\n\r\n", (400, 200)),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n", (400,)),
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", (400, 200)),
+        (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", (400,)),
     ],
 )
 def test_what_two_servers_read_in_two_ways_is_refused(
@@ -338,21 +339,25 @@ def test_what_two_servers_read_in_two_ways_is_refused(
             answer = await exchange(port, request)
             assert int(answer.split()[1]) in status, answer
             assert answer.count(b"HTTP/1.1 ") == 1
+            if not answer.startswith(b"HTTP/1.1 200"):
+                assert b"\r\nx-content-type-options: nosniff\r\n" in answer
+                assert b"\r\ncache-control: no-store\r\n" in answer
 
     run(scenario)
 
 
 @PROTOCOLS
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
 @pytest.mark.parametrize("path", [b"begin", b"read", b""])
 def test_nonsense_in_a_body_adds_no_second_answer(
-    protocol: Any, path: bytes, log: pytest.LogCaptureFixture
+    protocol: Any, path: bytes, method: bytes, log: pytest.LogCaptureFixture
 ) -> None:
-    """And no traceback: h11 refuses to send one."""
+    """And no traceback: h11 refuses to send one, or a body where the request was a HEAD."""
 
     async def scenario() -> None:
         async with serving(protocol) as (app, port, server):
             reader, writer = await asyncio.open_connection(LOOPBACK, port)
-            writer.write(CHUNKED % path)
+            writer.write(CHUNKED.replace(b"POST", method) % path)
             first = await reader.readuntil(b"\r\n\r\n") if path != b"read" else b""
             await (app.waiting if path else app.read).wait()
             writer.write(b"nonsense\r\n")

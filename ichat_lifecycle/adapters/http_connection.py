@@ -9,7 +9,6 @@ answer. So the rest of the body is read and discarded first, for LINGER_S at mos
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -21,8 +20,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ichat_lifecycle.adapters.calm_log import CALM_LOGGER
 from ichat_lifecycle.adapters.connections import Crowd, Stage
-from ichat_lifecycle.adapters.refusal import CROWDED, error_document
-from ichat_lifecycle.adapters.request_rules import TOO_LARGE, checked, headers_too_large
+from ichat_lifecycle.adapters.refusal import CROWDED, refusal_bytes
+from ichat_lifecycle.adapters.request_rules import (
+    BAD_REQUEST,
+    TOO_LARGE,
+    checked,
+    headers_too_large,
+)
 
 # How long the rest of a body is read that nobody wants: in all, and without a byte. As in nginx.
 LINGER_S, LINGER_SILENCE_S = 30.0, 5.0
@@ -136,8 +140,7 @@ class Limited:
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # its app waits for a body that never ends
             self.cycle.message_event.set()
-        self._linger()  # who sends nonsense may send more of it
-        super().send_400_response(msg)  # type: ignore[misc]
+        self._refuse(BAD_REQUEST, msg)
 
     def _can_refuse(self) -> bool:
         """Whether the next bytes to the client may be an answer of ours."""
@@ -192,18 +195,17 @@ class Limited:
         """A head that is not complete; its time counts from its first byte."""
         self._head_bytes += received
         if self._head_bytes > self._limits.head_bytes:
-            self._refuse_head()
+            self._refuse(TOO_LARGE, headers_too_large(f"over {self._limits.head_bytes} bytes"))
         else:
             self._give(self._limits.head_s, until_s=self._begun_s + self._limits.head_s)
 
-    def _refuse_head(self) -> None:
-        message = headers_too_large(f"over {self._limits.head_bytes} bytes")
-        body = json.dumps(error_document(message, TOO_LARGE, None)).encode()
-        self._linger()
-        self._real.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-            b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-        )
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer by hand what is no request, or not yet one.
+
+        Uvicorn's parsers would frame the answer by the request: h11 raises where that was a HEAD.
+        """
+        self._linger()  # who sends nonsense may send more of it
+        self._real.write(refusal_bytes(status, message))
         self.transport.close()
 
     def _give(self, seconds: float, *, until_s: float = math.inf) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -28,6 +29,14 @@ def error_document(message: str, status: int, state: str | None) -> dict[str, An
     return {"error": error}
 
 
+# Of an error that no page, proxy or browser has a use for.
+_HEADERS = (
+    (b"content-type", b"application/json"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+)
+
+
 async def send_json(
     send: Send,
     status: int,
@@ -39,15 +48,19 @@ async def send_json(
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                (b"x-content-type-options", b"nosniff"),
-                *(headers or []),
-            ],
+            "headers": [*_HEADERS, (b"content-length", b"%d" % len(body)), *(headers or [])],
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+def refusal_bytes(status: int, message: str) -> bytes:
+    """A refusal as it goes over a connection that is closed then, where there is no ASGI."""
+    body = json.dumps(error_document(message, status, None)).encode()
+    headers = (*_HEADERS, (b"content-length", b"%d" % len(body)), CLOSE)
+    lines = [b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())]
+    lines += [b"%b: %b" % header for header in headers]
+    return b"\r\n".join([*lines, b"", body])
 
 
 async def send_empty(send: Send) -> None:

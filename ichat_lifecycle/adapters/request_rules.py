@@ -48,6 +48,8 @@ def _refusal_of(scope: Scope, head_count: int | None) -> tuple[int, str] | None:
         return TOO_LARGE, headers_too_large(f"more than {head_count} lines")
     if scope["http_version"] not in VERSIONS:  # as the parsers take them: 0.9, 9.9
         return VERSION_NOT_SUPPORTED, "This server speaks HTTP/1.0 and HTTP/1.1."
+    if scope.get("method") == "CONNECT":  # h11 takes any other answer than a refusal for a tunnel
+        return BAD_REQUEST, "This server is no proxy."
     if sum(name == b"host" for name, _ in headers) > 1:
         return BAD_REQUEST, "The request has more than one Host header."
     return None
