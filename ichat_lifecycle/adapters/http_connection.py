@@ -32,6 +32,7 @@ from ichat_lifecycle.adapters.request_rules import (
 LINGER_S, LINGER_SILENCE_S = 30.0, 5.0
 
 TURN_BYTES = 32 * 1024  # asyncio's own 256 KiB may be 40,000 chunks
+DISCARDED_BYTES = 256 * 1024  # read at once of what nobody parses
 
 # Requests that are parsed and wait behind one that is not answered. Uvicorn has no limit: with
 # httptools each 18 bytes become some kilobytes, and more are read after each answer.
@@ -274,6 +275,7 @@ class Limited:
         if self._lingers_until_s is None and not self._real.is_closing():
             self._lingers_until_s = self.loop.time() + LINGER_S
             self._give(LINGER_SILENCE_S, until_s=self._lingers_until_s)
+            _read_at_once(self._real, DISCARDED_BYTES)
             self._crowd.place(self, Stage.WAITING)
 
     def _sends_still(self) -> bool:
@@ -291,6 +293,12 @@ class Limited:
             self._timer.cancel()
             self._timer = None
         self._crowd.remove(self)
+
+
+def _read_at_once(transport: Any, limit: int) -> None:
+    """So many bytes at most; uvloop's transports have their own number."""
+    if hasattr(transport, "max_size"):
+        transport.max_size = limit
 
 
 class _PoliteTransport:
@@ -317,8 +325,8 @@ class LimitedH11(Limited, H11Protocol):  # type: ignore[misc]
     """With h11: strict, and slower."""
 
     def connection_made(self, transport: Any) -> None:
-        # Read at once. Tiny chunks take h11 microseconds for each byte: others have their turn.
-        transport.max_size = TURN_BYTES
+        # Tiny chunks take h11 microseconds for each byte: others have their turn.
+        _read_at_once(transport, TURN_BYTES)
         super().connection_made(transport)
 
     def _can_refuse(self) -> bool:

@@ -17,6 +17,7 @@ from ichat_lifecycle.errors import LimitError
 
 LIMIT = 10_000  # lines that wait
 CHARACTERS_LIMIT = 8_000_000  # and their characters
+AT_ONCE = 65_536  # characters of one write, or one line: a flood of lines is no flood of writes
 CLOSE_S = 1.0
 
 
@@ -59,9 +60,10 @@ class LineWriter:
     def write(self, text: str) -> int:
         with self._changed:
             if self._has_room(text):
+                if not self._waiting:  # else it is on its way
+                    self._changed.notify_all()
                 self._waiting.append(text)
                 self._characters += len(text)
-                self._changed.notify_all()
             else:
                 self.dropped += 1
                 self._unreported += 1
@@ -72,7 +74,7 @@ class LineWriter:
         return few and self._characters + len(text) <= CHARACTERS_LIMIT
 
     def flush(self) -> None:
-        """Nothing: each line goes out as soon as it can."""
+        """Nothing: lines go out as soon as they can."""
 
     def isatty(self) -> bool:
         return self._stream.isatty()
@@ -94,15 +96,19 @@ class LineWriter:
             self._report()
 
     def _next(self) -> str | None:
-        """The next line, once there is one; None at the end."""
+        """The next lines, once there are some; None at the end."""
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
             if not self._waiting:
                 return None
-            text = self._waiting.popleft()
-            self._characters -= len(text)
-            return text
+            texts = [self._waiting.popleft()]
+            size = len(texts[0])
+            while self._waiting and size + len(self._waiting[0]) <= AT_ONCE:
+                texts.append(self._waiting.popleft())
+                size += len(texts[-1])
+            self._characters -= size
+            return "".join(texts)
 
     def _report(self) -> None:
         """Half empty is room enough for the report itself."""

@@ -171,6 +171,7 @@ class HostileWorker:
             "long": self.tell_long_words,
             "print": self.print_without_end,
             "socket": self.misuse_socket,
+            "shutdown": self.shut_socket_down,
         }
 
     def run(self, names: list[str], life_s: float) -> None:
@@ -224,6 +225,14 @@ class HostileWorker:
             handed.setblocking(True)
             handed.listen(0)
             time.sleep(0.01)
+
+    def shut_socket_down(self) -> None:
+        """For all that hold it, as often as it listens again."""
+        handed = socket.socket(fileno=os.dup(self._handed))
+        while True:
+            with contextlib.suppress(OSError):  # it is shut down still
+                handed.shutdown(socket.SHUT_RDWR)
+            time.sleep(0.5)
 
     def answer_control(self) -> None:
         """Each trick of testing.hostile_plane in turn."""

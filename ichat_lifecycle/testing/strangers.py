@@ -19,6 +19,8 @@ CHUNK = b"x" * 65_536
 PIPELINED = 50
 LARGE = 20 * 2**20  # what it would send if it were let
 
+_COMMANDS = ("/fleet/stop", "/fleet/reload", "/lifecycle/stop")
+
 Trick = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
 
 
@@ -40,6 +42,10 @@ def _post(path: str, *headers: str, length: int = 2) -> bytes:
     lines = "".join(f"{header}\r\n" for header in headers)
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n{lines}\r\n"
     return head.encode()
+
+
+def _guess(path: str) -> bytes:
+    return _post(path, f"Authorization: Bearer {random.getrandbits(128):x}") + b"{}"
 
 
 def _sends(text: bytes) -> Trick:
@@ -93,7 +99,6 @@ def _reads_nothing(requests: bytes) -> Trick:
 
 def tricks(path: str) -> Mapping[str, Trick]:
     """All of them, against this path."""
-    bearer = f"Authorization: Bearer {random.getrandbits(128):x}"
     chunked = "Transfer-Encoding: chunked"
     return {
         "nothing": _stays,
@@ -117,7 +122,10 @@ def tricks(path: str) -> Mapping[str, Trick]:
         "many that it does not read": _reads_nothing(_get(path) * PIPELINED),
         "a stream": _sends(_get("/fleet/events") + _get("/lifecycle/events")),
         "a stream that it does not read": _reads_nothing(_get("/fleet/events")),
-        "a wrong token": _sends(_post("/fleet/stop", bearer) + b"{}"),
+        "a wrong token": _sends(_guess("/fleet/stop")),
+        "many wrong tokens": _sends(
+            b"".join(_guess(command) for command in _COMMANDS for _ in range(PIPELINED))
+        ),
         "no token": _sends(_post("/lifecycle/stop") + b"{}"),
         "another host": _sends(_get(path, host="evil.example")),
         "two hosts": _sends(_get(path, "Host: evil.example")),
