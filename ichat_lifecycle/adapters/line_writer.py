@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from ichat_lifecycle.errors import LimitError
 
 LIMIT = 10_000  # lines that wait
 CHARACTERS_LIMIT = 8_000_000  # and their characters
-AT_ONCE = 65_536  # characters of one write, or one line: a flood of lines is no flood of writes
+# Characters of one write, unless a line has more: a flood of lines is no flood of writes. Of ASCII
+# text a pipe takes so much in one piece, whoever else writes to it.
+AT_ONCE = select.PIPE_BUF
 CLOSE_S = 1.0
 
 
