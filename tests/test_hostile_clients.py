@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -18,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import uvicorn
+from descriptors import no_descriptor_left
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters import calm_log
@@ -253,23 +252,6 @@ def test_trailers_have_an_end_and_are_no_headers(protocol: Any, piece: bytes) ->
 
 
 # --- file descriptors
-
-
-@contextlib.contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """As by 400 connections under `ulimit -n 300`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 200), hard))
-    taken: list[int] = []
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
-        yield
-    finally:
-        for fd in taken:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_held_socket_outlasts_a_lack_of_descriptors(log: pytest.LogCaptureFixture) -> None:

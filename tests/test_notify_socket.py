@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import json
 import os
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+from descriptors import no_descriptor_left
 from structlog.testing import capture_logs
 from waiting import DEADLINE_S
 
-from ichat_lifecycle.adapters import notify_socket, socket_directory
-from ichat_lifecycle.adapters.notify_socket import AT_ONCE, NEWS_BURST, NotifySockets
+from ichat_lifecycle.adapters import notify_socket
+from ichat_lifecycle.adapters.notify_socket import AT_ONCE, NEWS_BURST, Inbox, NotifySockets
 from ichat_lifecycle.adapters.sd_notify import DATAGRAM_LIMIT, LIFECYCLE
-from ichat_lifecycle.adapters.socket_directory import PATH_LIMIT, SocketDirectory
 from ichat_lifecycle.fleet.told import Told
 from ichat_lifecycle.states import State
 
@@ -71,18 +71,13 @@ async def tell_in_time(address: str, text: str) -> None:
                 return
 
 
+async def another_tells(inbox: Inbox, text: str) -> None:
+    command = [sys.executable, "-c", TELLER, inbox.address, text]
+    await asyncio.to_thread(subprocess.run, command, check=True, pass_fds=inbox.fds)
+
+
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def tidy_up(path: Path) -> None:
-    path.unlink()
-    path.parent.rmdir()
-
-
-def take_place_of(path: Path) -> None:
-    """As another user could, once it is gone."""
-    path.symlink_to("/tmp")
 
 
 def says(state: str, **more: Any) -> str:
@@ -96,35 +91,12 @@ def states(heard: list[Told | None]) -> list[str]:
 # --- who is heard
 
 
-def test_each_worker_has_a_socket_that_only_its_user_reaches() -> None:
-    async def scenario(sockets: NotifySockets) -> None:
-        inboxes = [sockets.open(name) for name in "ab"]
-        one, other = (Path(inbox.address) for inbox in inboxes)
-        assert one != other
-        assert one.parent == other.parent
-        assert stat.S_IMODE(one.parent.stat().st_mode) == 0o700
-        assert len(os.fsencode(one)) <= PATH_LIMIT
-        assert one.is_absolute(), "it is not in the abstract namespace, which anybody reaches"
-        for inbox in inboxes:
-            inbox.close()
-        assert list(one.parent.iterdir()) == []
-        sockets.close()
-        assert not one.parent.exists()
-
-    asyncio.run(with_sockets(scenario))
-
-
-async def with_sockets(scenario: Callable[[NotifySockets], Coroutine[Any, Any, None]]) -> None:
-    await scenario(NotifySockets())
-
-
 def test_only_the_process_of_the_worker_is_heard() -> None:
     async def scenario(sockets: NotifySockets) -> None:
         inbox = sockets.open("a")
         heard: list[Told | None] = []
         inbox.hear(ME, heard.append)
-        command = [sys.executable, "-c", TELLER, inbox.address, says("STOPPED")]
-        await asyncio.to_thread(subprocess.run, command, check=True)
+        await another_tells(inbox, says("STOPPED"))
         tell(inbox.address, says("READY"))
         await become(lambda: states(heard))
         assert states(heard) == ["READY"], "the other process is none of ours"
@@ -169,8 +141,10 @@ def test_descriptors_that_come_with_a_message_are_not_kept() -> None:
 # --- nonsense and floods
 
 
-def flooding(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def flooding(command: list[str], inbox: Inbox) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=inbox.fds
+    )
 
 
 def test_nonsense_is_told_once_and_counted_and_no_sign_of_life() -> None:
@@ -263,7 +237,7 @@ def test_an_endless_flood_at_its_end_does_not_hold_it_up() -> None:
     async def scenario(sockets: NotifySockets) -> None:
         inbox = sockets.open("a")
         command = [sys.executable, "-c", program, inbox.address]
-        with flooding(command) as child:
+        with flooding(command, inbox) as child:
             assert child.stdout is not None
             await asyncio.to_thread(child.stdout.readline)
             inbox.hear(child.pid, lambda _: None)
@@ -273,65 +247,86 @@ def test_an_endless_flood_at_its_end_does_not_hold_it_up() -> None:
     run(scenario)
 
 
-# --- the directory
+# --- where it is
 
 
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A directory in which the path of a socket has room, which pytest's own may not be."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        yield Path(directory)
+def is_empty(directory: Path) -> bool:
+    return not any(directory.iterdir())
 
 
-def test_what_a_killed_supervisor_has_left_goes_with_the_next_one(
-    short: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(short))
-    program = (
-        "import os, socket, tempfile\n"
-        "from ichat_lifecycle.adapters.socket_directory import SocketDirectory\n"
-        f"tempfile.tempdir = {str(short)!r}\n"
-        "directory = SocketDirectory()\n"
-        "socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).bind(str(directory.path / '1'))\n"
-        "print(directory.path, flush=True)\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
-    )
-    left = Path(done.stdout.strip())
-    assert left.parent == short
-    assert (left / "1").exists()
-    foreign = short / "ichat-fleet-of-somebody"
-    foreign.symlink_to(left)
-    alive = SocketDirectory()
-    assert not left.exists()
-    assert foreign.is_symlink()
-    other = SocketDirectory()
-    assert alive.path.exists(), "one that lives is left alone"
-    for directory in (alive, other):
-        directory.close()
-    assert list(short.iterdir()) == [foreign]
-
-
-def test_a_long_temporary_directory_gives_way_to_a_short_one(
+def test_a_socket_has_no_name_that_anybody_could_take_or_tidy_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = tmp_path / ("x" * 100)
-    long.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(long))
-    directory = SocketDirectory()
-    assert directory.path.parent == Path("/tmp")
-    directory.close()
-    assert list(long.iterdir()) == []
+    """A worker that could not reach its socket was silent, and was killed for that."""
+    monkeypatch.setattr(notify_socket, "PLACES", (str(tmp_path), None))
+    before = open_files()
+
+    async def scenario(sockets: NotifySockets) -> None:
+        inboxes = [sockets.open(name) for name in "ab"]
+        assert is_empty(tmp_path)
+        assert len({inbox.address for inbox in inboxes}) == 2
+        heard: list[Told | None] = []
+        inboxes[0].hear(ME, heard.append)
+        tell(inboxes[0].address, says("READY"))
+        await become(lambda: states(heard))
+
+    run(scenario)
+    assert open_files() == before
+
+
+def test_what_a_process_has_inherited_is_enough_to_be_heard() -> None:
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        heard: list[Told | None] = []
+        command = ["-c", f"input(); {TELLER}", inbox.address, says("READY")]
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdin=subprocess.PIPE, pass_fds=inbox.fds
+        )
+        inbox.hear(child.pid, heard.append)
+        await child.communicate(b"\n")
+        await become(lambda: states(heard))
+
+    run(scenario)
+
+
+def test_another_user_does_not_reach_it_by_the_supervisor() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+
+    async def scenario(sockets: NotifySockets) -> None:
+        inbox = sockets.open("a")
+        (fd,) = inbox.fds
+        command = ["test", "-S", f"/proc/{ME}/fd/{fd}"]
+        for user, found in ((None, 0), (65534, 1)):
+            done = await asyncio.to_thread(subprocess.run, command, user=user, check=False)
+            assert done.returncode == found
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("length", [10, 200])
+def test_a_long_temporary_directory_is_a_place_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    place = tmp_path / ("x" * length)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setattr(notify_socket, "PLACES", ("/proc/none", None))
+
+    async def scenario(sockets: NotifySockets) -> None:
+        assert sockets.open("a").fds
+
+    run(scenario)
+    assert is_empty(place)
 
 
 def test_without_a_place_for_it_workers_are_heard_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(socket_directory, "_parents", lambda: iter([Path("/proc/none")]))
+    monkeypatch.setattr(notify_socket, "PLACES", ("/proc/none",))
 
     async def scenario(sockets: NotifySockets) -> None:
+        sockets.open("b")
         inbox = sockets.open("a")
         assert inbox.address.startswith("@")
         heard: list[Told | None] = []
@@ -339,33 +334,28 @@ def test_without_a_place_for_it_workers_are_heard_all_the_same(
         tell(inbox.address, says("READY"))
         await become(lambda: states(heard))
 
+    before = open_files()
     with capture_logs() as logs:
         run(scenario)
-    assert [line["event"] for line in logs] == ["notify_not_private"]
+    assert [line["event"] for line in logs] == ["notify_not_private"], "told once"
+    assert open_files() == before
 
 
-def test_a_directory_that_is_tidied_up_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that cannot tell anything would be killed for that."""
-    monkeypatch.setattr(notify_socket, "LOOK_S", 0.01)
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_without_a_descriptor_there_is_no_socket_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setattr(notify_socket, "PLACES", (str(tmp_path), None))
 
     async def scenario(sockets: NotifySockets) -> None:
-        inbox = sockets.open("a")
-        heard: list[Told | None] = []
-        inbox.hear(ME, heard.append)
-        path = Path(inbox.address)
-        tidy_up(path)
-        await become(path.exists)
-        tell(inbox.address, says("READY"))
-        await become(lambda: states(heard))
-        tidy_up(path)
-        take_place_of(path.parent)
-        new = sockets.open("b")
-        assert Path(new.address).parent != path.parent
-        assert not (Path("/tmp") / Path(new.address).name).exists()
-        path.parent.unlink()
+        with no_descriptor_left(spare=left), pytest.raises(OSError) as caught:
+            sockets.open("a")
+        assert caught.value.errno == errno.EMFILE
 
-    with capture_logs():
+    with capture_logs() as logs:
         run(scenario)
+    assert logs == []
+    assert is_empty(tmp_path)
 
 
 def test_told_is_what_was_told() -> None:

@@ -3,6 +3,10 @@
 Each worker's process has a socket of its own, so that a flood of one fills no queue but its own. It
 is read at a bounded rate: a worker that tells more waits, as its socket is full. What it has told
 last always arrives.
+
+A socket has no name: its file is removed as soon as it has been made, and the process inherits a
+descriptor of the file, whose path in /proc is the address. So no other user finds it, no one who
+tidies up removes it while its worker runs, and a supervisor that is killed leaves nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +17,14 @@ import os
 import secrets
 import socket
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from ichat_lifecycle.adapters.sd_notify import DATAGRAM_LIMIT
-from ichat_lifecycle.adapters.socket_directory import SocketDirectory
-from ichat_lifecycle.fleet.ports import Hearer
+from ichat_lifecycle.fleet.ports import NO_DESCRIPTOR, Hearer
 from ichat_lifecycle.fleet.told import Message, Told, message_in
 from ichat_lifecycle.token_bucket import TokenBucket
 
@@ -31,58 +35,43 @@ _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: struct ucred of unix(7)
 # A start tells about ten states and phases, and a fraction now and then; a beat each few seconds.
 READS_PER_S, READS_BURST = 50.0, 200.0
 NEWS_PER_S, NEWS_BURST = 5.0, 50.0  # each may be a line of the log and an entry of the journal
-LOOK_S = 5.0  # how often the sockets' files are looked at
 AT_ONCE = 10  # datagrams of one worker before the others' turn
 LAST_READS = 1024  # datagrams that may wait at its end; Linux' own limit is 10 to 512
 
+# Where a socket is made. In memory first: a network's file system may keep a file that is open.
+PLACES = ("/dev/shm", None)  # None: the temporary directory
+PREFIX = "ichat-fleet-"
+
 
 class NotifySockets:
-    """The sockets of all workers, in a directory of our own. For one event loop."""
+    """The sockets of all workers. For one event loop."""
 
     def __init__(self) -> None:
-        self._count = 0
         self._open: set[Inbox] = set()
-        self._directory: SocketDirectory | None = None
-        try:
-            self._directory = SocketDirectory()
-        except OSError as error:
-            hint = "set TMPDIR to a directory with a short path that this user can write"
-            log.warning("notify_not_private", error=str(error), hint=hint)
-        self._loop = asyncio.get_running_loop()
-        self._look = self._loop.call_later(LOOK_S, self._look_after)
+        self._warned = False
 
     def open(self, worker: str) -> Inbox:
         """A socket for one process. Raises OSError."""
-        self._count += 1
-        if self._directory is None:
-            address = f"\0ichat-fleet-{os.getpid()}-{secrets.token_hex(8)}"
-        else:
-            self._restore(self._directory)
-            address = str(self._directory.path / str(self._count))
-        inbox = Inbox(worker, address, self._open.discard)
+        try:
+            sock, fd = _nameless()
+        except OSError as error:
+            if error.errno in NO_DESCRIPTOR:
+                raise
+            self._warn(error)
+            sock, fd = _named(), -1
+        inbox = Inbox(worker, sock, fd, self._open.discard)
         self._open.add(inbox)
         return inbox
 
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            hint = "mount /proc, and give this user a directory to write to (/dev/shm, TMPDIR)"
+            log.warning("notify_not_private", error=str(error), hint=hint)
+
     def close(self) -> None:
-        self._look.cancel()
         for inbox in tuple(self._open):
             inbox.close()
-        if self._directory is not None:
-            self._directory.close()
-
-    def _look_after(self) -> None:
-        """A worker that cannot reach its socket is silent, and would be killed for that."""
-        if self._directory is not None:
-            with contextlib.suppress(OSError):
-                self._restore(self._directory)
-            for inbox in self._open:
-                inbox.restore()
-        self._look = self._loop.call_later(LOOK_S, self._look_after)
-
-    def _restore(self, directory: SocketDirectory) -> None:
-        before = directory.path
-        if directory.restore():
-            log.warning("notify_restored", path=str(before))
 
 
 class Inbox:
@@ -90,13 +79,22 @@ class Inbox:
 
     Args:
         worker: whose it is, for the log.
-        address: a path, or a name of Linux' abstract namespace, which begins with NUL.
+        sock: where it tells.
+        fd: of the socket's file, by which the process reaches it; -1: by a name.
         on_close: called at its end.
+
+    Attributes:
+        address: for $NOTIFY_SOCKET.
+        fds: what the process has to inherit for that.
     """
 
-    def __init__(self, worker: str, address: str, on_close: Callable[[Inbox], None]) -> None:
+    def __init__(
+        self, worker: str, sock: socket.socket, fd: int, on_close: Callable[[Inbox], None]
+    ) -> None:
         self._worker = worker
-        self._path = None if address.startswith("\0") else Path(address)
+        self._sock = sock
+        self.fds: tuple[int, ...] = (fd,) if fd >= 0 else ()
+        self.address = _path(fd) if fd >= 0 else sock.getsockname().decode().replace("\0", "@", 1)
         self._on_close = on_close
         self._pid = 0
         self._hearer: Hearer = _nobody
@@ -107,20 +105,6 @@ class Inbox:
         self._nonsense = 0
         self._hearer_failed = False
         self._loop = asyncio.get_running_loop()
-        self.address = address.replace("\0", "@", 1)
-        self._sock = _bound(address)
-
-    def restore(self) -> None:
-        """Listen again where somebody has removed the socket's file."""
-        if self._path is None or self._path.exists():
-            return
-        with contextlib.suppress(OSError):  # its directory has another name by now
-            sock = _bound(str(self._path))
-            self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
-            self._sock = sock
-            if "read" not in self._timers:
-                self._read_on()
 
     def hear(self, pid: int, hearer: Hearer) -> None:
         """From now on `hearer` gets what this process tells of its life."""
@@ -141,9 +125,8 @@ class Inbox:
         if self._nonsense > 1:
             log.warning("worker_told_nonsense", worker=self._worker, count=self._nonsense)
         self._sock.close()
-        if self._path is not None:
-            with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
+        for fd in self.fds:
+            os.close(fd)
         self._on_close(self)
 
     def _read(self) -> None:
@@ -216,16 +199,61 @@ def _nobody(_: Told | None) -> None:
     """Nobody hears any more, or yet."""
 
 
-def _bound(address: str) -> socket.socket:
-    """Raises OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def _nameless() -> tuple[socket.socket, int]:
+    """A socket that no other user reaches, and a descriptor of its file. Raises OSError."""
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(_unbound())
+        for place in PLACES:
+            try:
+                fd = _bind(sock, place)
+                break
+            except OSError as error:
+                if place is PLACES[-1] or error.errno in NO_DESCRIPTOR:
+                    raise
+        undo.callback(os.close, fd)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.connect(_path(fd))  # a sandbox's kernel may know no such way
+        undo.pop_all()
+        return sock, fd
+
+
+def _bind(sock: socket.socket, place: str | None) -> int:
+    """Bind it in a directory of our own, of which nothing is left. Raises OSError."""
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    file = directory / "notify"
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        sock.setblocking(False)
-        sock.bind(address)
+        at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock.bind(f"{_path(at)}/{file.name}")  # however long the directory's own path is
+        finally:
+            os.close(at)
+        return os.open(file, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+            directory.rmdir()
+
+
+def _path(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _named() -> socket.socket:
+    """A socket in Linux' abstract namespace, which anybody reaches. Raises OSError."""
+    sock = _unbound()
+    try:
+        sock.bind(f"\0{PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
     except OSError:
         sock.close()
         raise
+    return sock
+
+
+def _unbound() -> socket.socket:
+    """Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    sock.setblocking(False)
     return sock
 
 

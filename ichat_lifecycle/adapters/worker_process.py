@@ -318,7 +318,7 @@ class ServeLauncher:
                 process = WorkerProcess(
                     [*self._command, *secret, *words],
                     environment,
-                    [fd, *secret_fds],
+                    [fd, *inbox.fds, *secret_fds],
                     lambda line: self._on_line(plan.name, line),
                     lambda _: inbox.close(),
                     lambda count: log.warning("lines_dropped", worker=plan.name, count=count),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,6 +15,7 @@ from ichat_lifecycle.fleet.asked import SHUT_DOWN, Asked
 from ichat_lifecycle.fleet.journal import FleetKind, StageRecord, StateRecord
 from ichat_lifecycle.fleet.ports import (
     KILL_MARGIN_S,
+    NO_DESCRIPTOR,
     Plan,
     Process,
     Socket,
@@ -31,8 +31,6 @@ from ichat_lifecycle.states import State
 log = structlog.get_logger("ichat_lifecycle.fleet")
 
 CAUSE_LIMIT = 2000  # characters of why a process has ended
-# No fault of a worker's: it waits until others have closed theirs.
-_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 DESCRIPTOR_WAIT_S = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -261,7 +259,7 @@ class Member:
                 on_news=self._take_news,
             )
         except (OSError, ValueError) as error:  # such as a NUL in a word
-            if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
+            if isinstance(error, OSError) and error.errno in NO_DESCRIPTOR:
                 self._note_lack(error)
                 return False
             self.starts += 1
