@@ -157,7 +157,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--advertise-port", type=_real_port, metavar="PORT", help="default: the main port"
     )
     gateway.add_argument(
-        "--heartbeat-interval", type=_positive, default=10.0, help="seconds; default: %(default)s"
+        "--heartbeat-interval", type=_period, default=10.0, help="seconds; default: %(default)s"
     )
     gateway.add_argument(
         "--heartbeat-timeout",
@@ -249,6 +249,15 @@ def _positive(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not more than 0 seconds")
+    return seconds
+
+
+def _period(text: str) -> float:
+    from ichat_lifecycle.config import PERIOD_MIN
+
+    seconds = _positive(text)
+    if seconds < PERIOD_MIN:
+        raise argparse.ArgumentTypeError(f"{text} is less than {PERIOD_MIN:g} seconds")
     return seconds
 
 

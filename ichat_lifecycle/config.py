@@ -12,7 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from ichat_lifecycle.document import Document, parse, read
 from ichat_lifecycle.errors import ArgumentsError, InputMissingError
@@ -27,6 +34,23 @@ SECONDS_MAX = 100_000_000
 COUNT_MAX = 1_000_000
 Seconds = Annotated[float, Field(le=SECONDS_MAX)]
 Count = Annotated[int, Field(le=COUNT_MAX)]
+# A loop that waits for less is one that never rests.
+PERIOD_MIN = 0.01
+Period = Annotated[float, Field(ge=PERIOD_MIN, le=SECONDS_MAX)]
+# Starts count within a window: in a shorter one none does, and one may follow another without end.
+WINDOW_MIN = 1
+
+
+def off_or_from(least: float) -> AfterValidator:
+    """For a time that 0 turns off: 0, or at least so many seconds."""
+
+    def check(seconds: float) -> float:
+        if 0 < seconds < least:
+            raise ValueError(f"it has to be 0, or at least {least:g} s")
+        return seconds
+
+    return AfterValidator(check)
+
 
 SHOWN = 200  # characters of a wrong value in an error
 
@@ -42,10 +66,10 @@ class Start(_Section):
     arguments_timeout: Seconds = Field(300, gt=0, description="parsing, which imports vLLM")
     bind_timeout: Seconds = Field(10, gt=0, description="binding the socket")
     engine_timeout: Seconds = Field(3600, gt=0, description="loading the model")
-    stall_timeout: Seconds = Field(300, gt=0, description="a load in which nothing moves")
+    stall_timeout: Period = Field(300, description="a load in which nothing moves")
     serve_timeout: Seconds = Field(120, gt=0, description="building vLLM's app")
     ready_timeout: Seconds = Field(600, gt=0, description="/health and all warm-up requests")
-    poll_interval: Seconds = Field(0.1, gt=0, description="between two asks for /health")
+    poll_interval: Period = Field(0.1, description="between two asks for /health")
 
 
 # Of one request of `warm_up.extra`: a large prompt fits, a mistake such as a whole file does not.
@@ -93,9 +117,9 @@ class WarmUp(_Section):
 class Health(_Section):
     """The watchdog."""
 
-    interval: Seconds = Field(5, gt=0, description="between two probes while READY")
-    timeout: Seconds = Field(10, gt=0, description="how long an answer may take")
-    recovery_interval: Seconds = Field(1, gt=0, description="between two probes while DEGRADED")
+    interval: Period = Field(5, description="between two probes while READY")
+    timeout: Period = Field(10, description="how long an answer may take")
+    recovery_interval: Period = Field(1, description="between two probes while DEGRADED")
     degrade_after: Count = Field(1, ge=1, description="misses in a row that lead to DEGRADED")
     recover_after: Count = Field(2, ge=1, description="answers in a row that lead back to READY")
     give_up_after: Count = Field(
@@ -114,7 +138,7 @@ class Health(_Section):
     evidence_timeout: Seconds = Field(
         5, gt=0, description="saving what can be seen of a lost engine before it is ended"
     )
-    token_interval: Seconds = Field(
+    token_interval: Annotated[Seconds, off_or_from(PERIOD_MIN)] = Field(
         15, ge=0, description="an engine that has not moved for so long is asked for a token; 0: no"
     )
 
@@ -157,9 +181,9 @@ class Restart(_Section):
     """Restarts of the engine within the process."""
 
     max: int = Field(3, ge=0, le=1000, description="how many in a window; 0 means stop instead")
-    window: Seconds = Field(3600, gt=0, description="in which restarts count")
-    backoff: Seconds = Field(1, gt=0, description="before the second in a window; then it doubles")
-    backoff_max: Seconds = Field(60, gt=0, description="what it doubles up to")
+    window: Seconds = Field(3600, ge=WINDOW_MIN, description="in which restarts count")
+    backoff: Period = Field(1, description="before the second in a window; then it doubles")
+    backoff_max: Period = Field(60, description="what it doubles up to")
 
 
 class Stop(_Section):

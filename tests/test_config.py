@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ichat_lifecycle.adapters.last_resort import MARGIN_S
-from ichat_lifecycle.config import Settings, load_settings
+from ichat_lifecycle.config import PERIOD_MIN, WINDOW_MIN, Settings, load_settings
 from ichat_lifecycle.errors import ArgumentsError, ExitCode, InputMissingError
 
 
@@ -67,7 +67,11 @@ def test_stop_bound_is_the_sum_of_the_stages() -> None:
         ("restart:\n  max: 1\nhelth:\n  x: 1\n", 3, "helth: unknown key (did you mean 'health'?)"),
         ("stop:\n  zzz: 1\n", 2, "stop.zzz: unknown key"),
         ("stop:\n  drain: 1\n\n  engine: soon\n", 4, "stop.engine: Input should be a valid number"),
-        ("health:\n  interval: 0\n", 2, "health.interval: Input should be greater than 0 (got 0)"),
+        (
+            "health:\n  interval: 0\n",
+            2,
+            "health.interval: Input should be greater than or equal to 0.01 (got 0)",
+        ),
         ("warm_up: {requests: 101}\n", 1, "warm_up.requests: Input should be less than or equal"),
         (
             "warm_up:\n  extra:\n  - {path: /v1/x, body: {}}\n  - path: v1/x\n    body: {}\n",
@@ -119,6 +123,40 @@ def test_an_error_in_a_file_names_its_line(path: Path, text: str, line: int, wor
         assert "did you mean" not in said
 
 
+PERIODS = (
+    *("start.poll_interval", "start.stall_timeout", "restart.backoff", "restart.backoff_max"),
+    *("health.interval", "health.recovery_interval", "health.timeout", "health.token_interval"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [*((name, PERIOD_MIN) for name in PERIODS), ("restart.window", WINDOW_MIN)]
+)
+def test_no_loop_is_asked_to_spin(path: Path, name: str, least: float) -> None:
+    """An interval of 1e-9 takes a core; within such a window no restart counts."""
+    section, key = name.split(".")
+    for short in ("1e-9", str(least * 0.99)):
+        assert complaint(None, f"{name}={short}").startswith(f"--set {name}: ")
+        path.write_text(f"{section}:\n  {key}: {short}\n")
+        said = complaint(path)
+        assert said.startswith(f"{path}:2:3: {name}: ")
+        assert f"{least:g}" in said
+    settings = load_settings(None, [f"{name}={least}"])
+    assert getattr(getattr(settings, section), key) == least
+
+
+def test_every_setting_that_is_a_pause_has_a_least_one() -> None:
+    """Whatever is called so; what 0 turns off may be 0."""
+    named = {
+        f"{section}.{key}"
+        for section, found in Settings()
+        for key in type(found).model_fields
+        if key.endswith("interval") or "backoff" in key
+    }
+    assert named <= {*PERIODS}
+    assert load_settings(None, ["health.token_interval=0"]).health.token_interval == 0
+
+
 def test_a_wrong_value_is_not_shown_in_all_its_length(path: Path) -> None:
     path.write_text(f"warm_up: {{requests: {'x' * 10_000}}}\n")
     assert len(complaint(path)) < 1000
@@ -160,7 +198,10 @@ def test_a_file_that_cannot_be_read(path: Path) -> None:
         ("health.intervall=5", "--set health.intervall: unknown key (did you mean 'interval'?)"),
         ("helth.interval=5", "--set helth: unknown key (did you mean 'health'?)"),
         ("health.interval=soon", "--set health.interval: Input should be a valid number"),
-        ("health.interval=-1", "--set health.interval: Input should be greater than 0"),
+        (
+            "health.interval=-1",
+            "--set health.interval: Input should be greater than or equal to 0.01",
+        ),
         ("restart.max=1.5", "--set restart.max: Input should be a valid integer"),
         ("health.interval=", "--set health.interval: Input should be a valid number"),
         ("health.interval=[1", "--set health.interval=[1: not YAML"),

@@ -409,6 +409,18 @@ BAD = {
     f"fleet: {{watchdog: .inf}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
         "1:9: fleet: watchdog: input should be a finite number (it is inf)"
     ],
+    f"fleet: {{watchdog: 1e-9}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
+        "1:9: fleet: watchdog: it has to be 0, or at least 1 s (it is '1e-9')"
+    ],
+    f"fleet: {{restart: {{backoff: 1e-9}}}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
+        "1:19: fleet: restart.backoff: input should be greater than or equal to 0.01 (it is '1e-9')"
+    ],
+    f"fleet: {{restart: {{window: 0.5}}}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
+        "1:19: fleet: restart.window: input should be greater than or equal to 1 (it is 0.5)"
+    ],
+    f"managed_workers:\n- {{{WORKER}, port: 1, heartbeat_interval: 0.001}}": [
+        "2:45: a: heartbeat_interval: input should be greater than or equal to 0.01 (it is 0.001)"
+    ],
     f"fleet: {{restart: {{max: 5000}}}}\nmanaged_workers:\n- {{{WORKER}, port: 1}}": [
         "1:19: fleet: restart.max: input should be less than or equal to 1000 (it is 5000)"
     ],

@@ -27,9 +27,10 @@ from ichat_lifecycle.adapters.sd_notify import (
 )
 from ichat_lifecycle.adapters.sockets import UDS_PATH_MAX
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
-from ichat_lifecycle.config import HostList, Seconds
+from ichat_lifecycle.config import WINDOW_MIN, HostList, Period, Seconds, off_or_from
 from ichat_lifecycle.fleet.ports import Listener
 from ichat_lifecycle.gpus import UUID, GpuId, parse_gpu_ids
+from ichat_lifecycle.slept import LAG_S
 
 PORT_MAX = 65_535
 CONTROL_OFFSET = 10_000
@@ -125,12 +126,12 @@ class ServerSettings(BaseModel):
 class CrashLoop(_Strict):
     """When a worker that ends again and again is given up."""
 
-    backoff: Seconds = Field(1, gt=0, description="before the second start; then it doubles")
-    backoff_max: Seconds = Field(60, gt=0, description="what it doubles up to")
+    backoff: Period = Field(1, description="before the second start; then it doubles")
+    backoff_max: Period = Field(60, description="what it doubles up to")
     max: int = Field(
         5, ge=1, le=1000, description="ends within the window after which it is given up"
     )
-    window: Seconds = Field(600, gt=0, description="in which ends count")
+    window: Seconds = Field(600, ge=WINDOW_MIN, description="in which ends count")
 
 
 class FleetSettings(_Strict):
@@ -151,7 +152,8 @@ class FleetSettings(_Strict):
     max_parallel_starts: int = Field(
         2, ge=1, le=PARALLEL_MAX, description="workers that load at the same time"
     )
-    watchdog: Seconds = Field(
+    # A pause of the supervisor itself is told from a silence by its length.
+    watchdog: Annotated[Seconds, off_or_from(LAG_S)] = Field(
         60, ge=0, description="a worker that tells nothing for so long is killed; 0: none is"
     )
     restart: CrashLoop = CrashLoop()
@@ -196,7 +198,7 @@ class WorkerConfig(BaseModel):
         "that leads to the Gateway",
     )
     advertise_port: Port | None = Field(None, description="default: port")
-    heartbeat_interval: Seconds = Field(10, gt=0, description="between two heartbeats")
+    heartbeat_interval: Period = Field(10, description="between two heartbeats")
     lifecycle: dict[str, Any] = Field({}, description="deadlines and budgets of this worker")
     env: Variables = Field({}, description="its environment, besides the supervisor's")
     replace: Literal["after", "before"] = Field(
