@@ -226,7 +226,7 @@ class _Builder:
                 continue
             if name in own:
                 first = place_of(own[name].start_mark)
-                self._tell(key, f"{brief(name)} stands here twice", f"first in line {first.line}")
+                self._tell(key, f"{name} stands here twice", f"first in line {first.line}")
                 continue
             own[name] = key
             if merges:

@@ -302,6 +302,29 @@ def test_what_a_variable_holds_is_not_told(text: str) -> None:
     assert SECRET not in "".join(lines)
 
 
+LONG = "hunter2 hunter2/" + "hunter2\\" * 70
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        worker(", control_port: 1").replace("model_name: a", "model_name: '${S}'"),
+        worker(port="70000").replace("model_name: a", "model_name: 'a ${S}'"),
+        worker(", name: '${S}'"),
+        worker(", lifecycle: {stop: {drain: soon}}").replace("model_name: a", "model_name: '${S}'"),
+        worker(", uds: ''").replace("model_name: a", "model_name: '${S}'"),
+        worker(", shutdown_timeout: -1").replace("model_name: a", "model_name: '${S}'"),
+        "'${S}': 1\n",
+        "fleet: {'${S}': 1, '${S}': 2}\n",
+    ],
+)
+def test_what_a_long_variable_holds_is_not_told_in_part(text: str) -> None:
+    """It was cut, or made a name of, before it was looked for."""
+    lines = told(text, {"S": LONG})
+    assert "hunter2" not in "".join(lines)
+    assert "${S}" in "".join(lines)
+
+
 def test_the_place_of_a_socket_is_shown_as_it_is_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

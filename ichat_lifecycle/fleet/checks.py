@@ -51,11 +51,11 @@ def _names(fleet: Fleet, document: Document) -> Iterator[Problem]:
     shown: dict[str, Planned] = {}
     routed: dict[tuple[str, str], Planned] = {}
     for worker in fleet.workers:
-        name, config = worker.config.shown_name, worker.config
-        if name in RESERVED:
+        name, config = worker.name, worker.config
+        if config.shown_name in RESERVED:
             place = document.place(worker.at("name" if config.name else "model_name"))
             yield Problem(place, f"{name}: a route has this name", "give the worker another name:")
-        first = shown.setdefault(name, worker)
+        first = shown.setdefault(config.shown_name, worker)
         gateway = config.gateway_address or fleet.server.gateway_address
         rival = routed.setdefault((gateway, config.model_name), worker) if gateway else worker
         if rival is not worker:
@@ -84,7 +84,7 @@ def _keys(fleet: Fleet, document: Document) -> Iterator[Problem]:
     """What a worker would refuse, or a client could not send."""
     yield from _unsendable("fleet: token", fleet.fleet.token, (FLEET, "token"), document)
     for worker in fleet.workers:
-        name = worker.config.shown_name
+        name = worker.name
         for key in ("api_key", "hf_token"):
             value = _vllm_value(worker, key)
             for one in value if isinstance(value, list) else [value]:
@@ -122,7 +122,7 @@ def _models(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
             except InputMissingError as error:
                 place = document.place(worker.at(key))
                 elsewhere = not here and _is_elsewhere(scan.model or scan.tokenizer or "")
-                message = f"{config.shown_name}: {error.message}"
+                message = f"{worker.name}: {error.message}"
                 yield Problem(place, message, error.hint, doubt=elsewhere)
 
 
@@ -142,7 +142,7 @@ _FILES = (*_TLS_FILES, "config", "log_config_file", "chat_template")
 def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
     for worker in fleet.workers:
         for key in ("uds", *_TLS_FILES):
-            path, said = worker.config.vllm.get(key), f"{worker.config.shown_name}: {key}:"
+            path, said = worker.config.vllm.get(key), f"{worker.name}: {key}:"
             place = document.place(worker.at(key))
             if is_null(path):
                 continue
@@ -158,7 +158,7 @@ def _files(fleet: Fleet, document: Document, here: bool) -> Iterator[Problem]:
             kind = kind_instead(value) if isinstance(value, str) else None
             if kind is not None:
                 place = document.place(worker.at(key if key in worker.keys else _dashed(key)))
-                what = f"{worker.config.shown_name}: {key}: {value} is {kind}, not a file"
+                what = f"{worker.name}: {key}: {value} is {kind}, not a file"
                 yield Problem(place, what, "give a regular file: it is read more than once")
 
 
@@ -180,7 +180,7 @@ def _tls(fleet: Fleet, document: Document) -> Iterator[Problem]:
         except ArgumentsError as error:
             flag = error.message.partition(":")[0].partition("/")[0].partition(" ")[0]
             key = flag.removeprefix("--").replace("-", "_")
-            message = f"{worker.config.shown_name}: {error.message}"
+            message = f"{worker.name}: {error.message}"
             yield Problem(document.place(worker.at(key)), message, error.hint)
 
 
@@ -223,7 +223,7 @@ def _wishes(fleet: Fleet) -> Iterator[_Wish]:
     if "port" in server.model_fields_set:
         yield _Wish("the Gateway", Listener(server.host, server.port), (SERVER, "port"))
     for worker in fleet.workers:
-        config, name = worker.config, worker.config.shown_name
+        config, name = worker.config, worker.name
         key = "uds" if "uds" in config.vllm else "port"
         listener = Listener(config.host, config.port, config.vllm.get("uds"))
         yield _Wish(f"{name}: {key}", listener, worker.at(key))
@@ -257,7 +257,7 @@ def _gateways(fleet: Fleet, document: Document) -> Iterator[Problem]:
             key = "advertise_host" if config.advertise_host else "uds" if uds else "host"
             yield Problem(
                 document.place(worker.at(key if key in worker.keys else "model_name")),
-                f"{config.shown_name}: the Gateway {redact(gateway)} seems to be on another "
+                f"{worker.name}: the Gateway {redact(gateway)} seems to be on another "
                 f"machine, and cannot reach {uds or host}",
                 "host: 0.0.0.0, or advertise_host: the address at which it reaches this worker",
                 doubt=True,
@@ -277,10 +277,10 @@ def _gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
             continue
         if (total := sum(map(_utilization, workers))) > 1 + 1e-9:
             last = workers[-1]
-            names = ", ".join(worker.config.shown_name for worker in workers)
+            names = ", ".join(worker.name for worker in workers)
             yield Problem(
                 document.place(last.at("gpu_ids")),
-                f"{last.config.shown_name}: GPU {gpu} is given to {names}, which ask for "
+                f"{last.name}: GPU {gpu} is given to {names}, which ask for "
                 f"{total:.4g} of its memory",
                 "lower gpu_memory_utilization to 1 in all, or say share_gpus: true in each",
             )
@@ -292,7 +292,7 @@ def _all_gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
     choosy = [worker for worker in fleet.workers if worker.config.gpu_ids]
     if all_of_them and choosy:
         for worker in all_of_them:
-            name, other = worker.config.shown_name, choosy[0].config.shown_name
+            name, other = worker.name, choosy[0].name
             message = f"{name} sees all GPUs, those of {other}, too"
             place = document.place(worker.at("model_name"))
             yield Problem(place, message, "gpu_ids: [NUMBER, …]", doubt=True)
@@ -305,7 +305,7 @@ def _enough_gpus(fleet: Fleet, document: Document) -> Iterator[Problem]:
         found = gpus_needed(partial(_vllm_value, worker)) if ids else None
         if ids and found and found[0] > len(ids):
             needed, sizes = found
-            message = f"{worker.config.shown_name}: gpu_ids has {len(ids)} of the {needed} GPUs"
+            message = f"{worker.name}: gpu_ids has {len(ids)} of the {needed} GPUs"
             hint = f"{sizes} needs {needed}"
             yield Problem(document.place(worker.at("gpu_ids")), message, hint)
 

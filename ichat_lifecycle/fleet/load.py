@@ -51,8 +51,13 @@ _TYPO = 0.7  # so alike are a key of iChat's Gateway that we know and one that w
 
 @dataclass(frozen=True)
 class Planned:
-    """A worker as the file has it, and where that stands."""
+    """A worker as the file has it, and where that stands.
 
+    Attributes:
+        name: what messages call it: as it is written, where a variable gives it.
+    """
+
+    name: str
     config: WorkerConfig
     settings: Settings
     own: Location
@@ -144,7 +149,7 @@ class _Reader:
     def complain_of_unknown_sections(self) -> None:
         for name in self._data:
             if name not in SECTIONS:
-                self._tell((name,), f"{brief(name)}: no such section", _meant(name, SECTIONS))
+                self._tell((name,), f"{name}: no such section", _meant(name, SECTIONS))
 
     def section(self, name: str, model: type[Model]) -> Model | None:
         """A section as its model has it; None where something is wrong with it."""
@@ -189,20 +194,26 @@ class _Reader:
         data = {**self._defaults, **own}
         # A null takes a default back.
         data = {key: value for key, value in data.items() if not is_null(value)}
-        told = data.get("name") or data.get("model_name")
-        known = isinstance(told, str | int | float)
-        name = brief(str(told), _NAME_SHOWN) if known else f"worker {location[1]}"
+        key = "name" if data.get("name") else "model_name"
+        name = self._as_written(data.get(key)) or f"worker {location[1]}"
         # Its deadlines and budgets have a model of their own.
         rest = {k: v for k, v in data.items() if k != LIFECYCLE or not isinstance(v, dict)}
         config = self._validated(WorkerConfig, rest, origins, name)
         settings = self._settings(data, origins, name)
         if config is None or settings is None:
             return None
-        settings = self._with_shutdown_timeout(config, settings, origins)
-        return Planned(config, settings, location, keys)
+        if not self._document.is_secret(origins.of((key,))):
+            name = config.shown_name
+        settings = self._with_shutdown_timeout(name, config, settings, origins)
+        return Planned(name, config, settings, location, keys)
+
+    def _as_written(self, name: Any) -> str:
+        """For messages; "" for what is no name. A value that is cut first is not found in it."""
+        known = isinstance(name, str | int | float)
+        return brief(self._document.as_written(str(name)), _NAME_SHOWN) if known else ""
 
     def _with_shutdown_timeout(
-        self, config: WorkerConfig, settings: Settings, origins: _Origins
+        self, name: str, config: WorkerConfig, settings: Settings, origins: _Origins
     ) -> Settings:
         """The drain that vLLM's own key asks for, or the file that is vLLM's `--config`."""
         words = [f"--{key}={config.vllm[key]}" for key in _SEEN_EARLY if key in config.vllm]
@@ -211,11 +222,11 @@ class _Reader:
         try:
             found = with_shutdown_timeout(settings, given)
         except ArgumentsError as error:
-            self._tell(origins.of((key,)), f"{config.shown_name}: {error.message}")
+            self._tell(origins.of((key,)), f"{name}: {error.message}")
             return settings
         if overruled(found, given):
             wins = f"lifecycle: stop.drain is {found.stop.drain:g} and wins"
-            message = f"{config.shown_name}: {key} {given} has no effect"
+            message = f"{name}: {key} {given} has no effect"
             place = self._document.place(origins.of((key,)))
             self._document.problems.append(Problem(place, message, wins, doubt=True))
         return found

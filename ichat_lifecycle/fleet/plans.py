@@ -169,7 +169,7 @@ def _environment(worker: Planned) -> Mapping[str, str]:
 
 
 def _problems(worker: Planned, answer: Answer, document: Document) -> Iterator[Problem]:
-    name = worker.config.shown_name
+    name = worker.name
     secrets = Secrets()
     secrets.collect(worker.config.vllm, worker.config.env)
     for one in answer.wrong:
@@ -196,7 +196,7 @@ def _sizes(
             name = flag.partition("=")[0]
             key = "lifecycle" if name == "--set" else _key_in(name, worker)
             at, said = worker.at(key), f"{key}: {why}"
-        yield Problem(document.place(at), f"{worker.config.shown_name}: {said}")
+        yield Problem(document.place(at), f"{worker.name}: {said}")
 
 
 def _key_in(message: str, worker: Planned) -> str:
