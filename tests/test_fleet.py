@@ -353,6 +353,57 @@ def test_one_that_outlasts_its_bound_is_killed_and_the_exit_code_says_so() -> No
     assert world.processes[0].signals == ["TERM", "KILL"]
 
 
+@pytest.mark.parametrize("frozen_s", [5.0, 36.0, 3600.0])
+@pytest.mark.parametrize("at_s", [0.01, 1.0, 34.0])
+def test_a_stop_does_not_run_out_while_all_are_frozen(at_s: float, frozen_s: float) -> None:
+    """From the moment on at which its process knows, and until just before its bound."""
+
+    async def scenario(world: World) -> None:
+        await until(serving(world, "a"))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        world.fleet.ask_to_stop()
+        await asyncio.sleep(at_s)
+        loop.block(frozen_s)
+
+    world = World(a=[Course(stop_s=at_s + frozen_s + 20)])
+    assert world.live(plan("a"), scenario=scenario) == 0
+    assert world.processes[0].signals == ["TERM"]
+
+
+def test_a_stop_that_is_asked_for_in_a_freeze_has_all_of_its_time() -> None:
+    """The signal comes when the supervisor goes on: the clock has jumped before, or in between."""
+
+    async def scenario(world: World) -> None:
+        await until(serving(world, "a"))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.block(3600)
+        world.fleet.ask_to_stop()
+        loop.block(3600)
+
+    world = World(watchdog_s=60, a=[Course(stop_s=34)])
+    assert world.live(plan("a"), scenario=scenario) == 0
+    assert world.processes[0].signals == ["TERM"]
+
+
+def test_a_stop_that_hangs_after_a_freeze_is_killed_a_bound_later() -> None:
+    async def scenario(world: World) -> None:
+        await until(serving(world, "a"))
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        world.fleet.ask_to_stop()
+        await asyncio.sleep(20)
+        loop.block(3600)
+        frozen_until_s = clock()
+        await until(lambda: not world.alive(), within_s=40)
+        assert clock() - frozen_until_s >= 30
+
+    world = World(a=[Course(stop_s=None)])
+    assert world.live(plan("a"), scenario=scenario) == 75
+    assert world.processes[0].signals == ["TERM", "KILL"]
+
+
 def test_a_stop_that_was_forced_is_not_clean() -> None:
     async def scenario(world: World) -> None:
         await until(serving(world, "a", "b"))
