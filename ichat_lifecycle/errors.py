@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
@@ -31,6 +32,11 @@ class ExitCode(enum.IntEnum):
 PERMANENT = frozenset(
     {ExitCode.BAD_ARGUMENTS, ExitCode.INPUT_MISSING, ExitCode.ADDRESS_UNAVAILABLE}
 )
+
+
+# Too many open files: nobody's fault, and over once others have closed theirs.
+NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
+OPEN_FILES_HINT = "raise the limit on open files (ulimit -n)"
 
 
 class Category(enum.StrEnum):

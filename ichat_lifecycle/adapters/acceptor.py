@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from ichat_lifecycle.adapters.connections import Crowd, SpareDescriptors, Stage
+from ichat_lifecycle.errors import OPEN_FILES_HINT
 
 log = structlog.get_logger("ichat_lifecycle")
 
@@ -150,7 +151,7 @@ class Acceptor:
         now_s = time.monotonic()
         if now_s - self._warned_s >= WARNING_S:
             self._warned_s = now_s
-            hint = "raise the limit on open files (ulimit -n)" if out else None
+            hint = OPEN_FILES_HINT if out else None
             log.warning("connections_not_accepted", error=error.strerror, hint=hint)
         self._loop.remove_reader(sock)
         self._pauses[sock] = self._loop.call_later(PAUSE_S, self._resume, sock)

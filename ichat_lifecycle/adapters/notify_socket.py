@@ -24,7 +24,8 @@ from pathlib import Path
 import structlog
 
 from ichat_lifecycle.adapters.sd_notify import DATAGRAM_LIMIT
-from ichat_lifecycle.fleet.ports import NO_DESCRIPTOR, Hearer
+from ichat_lifecycle.errors import NO_DESCRIPTOR
+from ichat_lifecycle.fleet.ports import Hearer
 from ichat_lifecycle.fleet.told import Message, Told, message_in
 from ichat_lifecycle.token_bucket import TokenBucket
 

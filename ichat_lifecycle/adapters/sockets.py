@@ -16,7 +16,12 @@ from pathlib import Path
 import psutil
 
 from ichat_lifecycle.adapters.threads import in_thread
-from ichat_lifecycle.errors import AddressError, ArgumentsError
+from ichat_lifecycle.errors import (
+    NO_DESCRIPTOR,
+    OPEN_FILES_HINT,
+    AddressError,
+    ArgumentsError,
+)
 from ichat_lifecycle.ports import Address
 from ichat_lifecycle.private_files import FILE, given_umask
 
@@ -88,6 +93,8 @@ def _resolve(host: str) -> tuple[socket.AddressFamily, str, tuple[int, ...]]:
 
 
 def _unresolved(host: str, error: Exception) -> AddressError:
+    if hint := _hint(error):
+        return AddressError(f"--host {host}: {_words(error)}", hint=hint, root_cause=str(error))
     return AddressError(
         f"--host {host}: the name does not resolve ({_words(error)})",
         code="address_not_resolved",
@@ -120,7 +127,13 @@ def _tcp_error(error: OSError, host: str, ip: str, port: int) -> AddressError:
                 code="address_not_local",
                 hint="give one of its addresses, or 0.0.0.0 for all of them",
             )
-    return AddressError(f"cannot listen on {where}: {error.strerror}", root_cause=str(error))
+    what = f"cannot listen on {where}: {error.strerror}"
+    return AddressError(what, hint=_hint(error), root_cause=str(error))
+
+
+def _hint(error: Exception) -> str | None:
+    lacks = isinstance(error, OSError) and error.errno in NO_DESCRIPTOR
+    return OPEN_FILES_HINT if lacks else None
 
 
 def _holder(ip: str, port: int) -> str:
@@ -143,18 +156,21 @@ def _holder(ip: str, port: int) -> str:
 def _unix_socket(path: str, private: bool) -> socket.socket:
     if check_unix_path(path):
         _remove(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock: socket.socket | None = None
     try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         if private:
             os.fchmod(sock.fileno(), FILE)  # before it has a name: the file is made with this
         with given_umask():
             sock.bind(path)
         sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         if error.errno == errno.EADDRINUSE:  # somebody came between the check and the bind
             raise _unix_taken(path) from error
-        raise AddressError(f"--uds {path}: {error.strerror}", root_cause=str(error)) from error
+        what = f"--uds {path}: {error.strerror}"
+        raise AddressError(what, hint=_hint(error), root_cause=str(error)) from error
     return sock
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import structlog
 
-from ichat_lifecycle.errors import PERMANENT, ExitCode
+from ichat_lifecycle.errors import NO_DESCRIPTOR, OPEN_FILES_HINT, PERMANENT, ExitCode
 from ichat_lifecycle.fleet.asked import SHUT_DOWN, Asked
 from ichat_lifecycle.fleet.journal import FleetKind, StageRecord, StateRecord
 from ichat_lifecycle.fleet.ports import (
     KILL_MARGIN_S,
-    NO_DESCRIPTOR,
     Plan,
     Process,
     Socket,
@@ -276,8 +275,7 @@ class Member:
         self.reason = f"it waits for file descriptors: {error}"
         if not self._lacks:
             self._lacks = True
-            hint = "raise the limit on open files (ulimit -n)"
-            log.warning("worker_waits", worker=self.name, reason=self.reason, hint=hint)
+            log.warning("worker_waits", worker=self.name, reason=self.reason, hint=OPEN_FILES_HINT)
             self._around.changed()
 
     def _take_news(self, told: Told | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,8 +13,6 @@ from ichat_lifecycle.gpus import GpuId
 
 # A worker has a bound on its stop, and a last resort behind that: after both it is killed.
 KILL_MARGIN_S = 5.0
-# Too many open files are no fault of a worker's: it waits until others have closed theirs.
-NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 _NAMES = {"localhost": "127.0.0.1", "": "0.0.0.0"}

@@ -38,7 +38,7 @@ from ichat_lifecycle.config import TOKEN_VARIABLE, Restart
 from ichat_lifecycle.control.events import Bell, Events
 from ichat_lifecycle.control.fleet_app import build_fleet_app
 from ichat_lifecycle.control.fleet_server import serving
-from ichat_lifecycle.errors import AddressError, ExitCode, LifecycleError
+from ichat_lifecycle.errors import OPEN_FILES_HINT, AddressError, ExitCode, LifecycleError
 from ichat_lifecycle.fleet.asking import WorkerClients
 from ichat_lifecycle.fleet.fleet import Fleet
 from ichat_lifecycle.fleet.gateway import RunningGateway
@@ -256,8 +256,7 @@ class Supervisor:
             )
         except OSError as error:  # no file descriptor is left
             raise AddressError(
-                f"{plan.name}: {plan.address}: {error.strerror}",
-                hint="raise the limit on open files (ulimit -n)",
+                f"{plan.name}: {plan.address}: {error.strerror}", hint=OPEN_FILES_HINT
             ) from error
         self._held[plan.address] = held
         return held
