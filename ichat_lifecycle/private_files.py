@@ -21,6 +21,7 @@ DIRECTORY, FILE = 0o700, 0o600
 _WRITE_BY_OTHERS, _WRITE_BY_ALL = 0o022, 0o002
 
 _given_umask: list[int] = []
+_foreign: set[Path] = set()  # directories of which it has been told that they are another user's
 
 
 def restrict_umask() -> int | None:
@@ -78,7 +79,8 @@ def own_directory(path: Path) -> None:
 def close_to_all(path: Path) -> None:
     """Takes the right to write from every user of the machine, where a directory is this user's.
 
-    An earlier run under another umask may have made it so.
+    An earlier run under another umask may have made it so. One that belongs to somebody else, who
+    can replace what is in it, is a warning, once; root's is one only where others may write too.
     """
     with contextlib.suppress(OSError):
         _close(path, _WRITE_BY_ALL, 0, must=False)
@@ -88,15 +90,25 @@ def _close(path: Path, writers: int, flags: int, *, must: bool) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | flags)
     try:
         status = os.fstat(fd)
+        is_open = status.st_mode & writers and not status.st_mode & stat.S_ISVTX
         if status.st_uid != os.geteuid():
             if must:
                 raise PermissionError(f"{path} belongs to another user (uid {status.st_uid})")
-        elif status.st_mode & writers and not status.st_mode & stat.S_ISVTX:
+            if is_open or status.st_uid:
+                _warn_of_foreign(path, status.st_uid)
+        elif is_open:
             mode = stat.S_IMODE(status.st_mode)
             os.fchmod(fd, mode & ~_WRITE_BY_OTHERS)
             log.warning("directory_was_open", path=str(path), mode=f"{mode:o}")
     finally:
         os.close(fd)
+
+
+def _warn_of_foreign(path: Path, uid: int) -> None:
+    if path not in _foreign:
+        _foreign.add(path)
+        hint = "chown it, or set XDG_CACHE_HOME and XDG_STATE_HOME to directories of this user's"
+        log.warning("directory_not_own", path=str(path), uid=uid, hint=hint)
 
 
 def write(path: Path, text: str) -> None:

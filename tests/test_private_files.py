@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -17,9 +18,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from ichat_lifecycle import beacon, private_files
+from ichat_lifecycle.adapters.evidence import EvidenceFiles
 from ichat_lifecycle.adapters.sockets import listening_socket
 from ichat_lifecycle.beacon import token_file
 from ichat_lifecycle.fleet.token import kept_token
+from ichat_lifecycle.ports import Case
 from ichat_lifecycle.start_history import Expected, StartHistory
 
 NOBODY = 65534
@@ -229,6 +232,49 @@ def test_a_token_file_is_of_one_process_and_not_of_a_pid(
     monkeypatch.setattr(beacon, "_started", lambda pid: 1)
     assert token_file(os.getpid()) != first
     assert first.parent == state / "fleets"
+
+
+# --- directories of another user
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(private_files, "_foreign", set())
+    return tmp_path / "cache" / "ichat-lifecycle"
+
+
+@as_root
+def test_what_is_kept_in_another_users_directory_is_a_warning_once(
+    cache: Path, state: Path
+) -> None:
+    for path in (cache, state, state / "evidence"):
+        path.mkdir(parents=True, mode=0o700)
+        os.chown(path, NOBODY, NOBODY)
+    with capture_logs() as logs:
+        for _ in range(2):
+            StartHistory().record("model", 1.0)
+            asyncio.run(EvidenceFiles().save(Case("engine_hung", "x"), [], {"a": ["line"]}))
+    told = [log for log in logs if log["event"] == "directory_not_own"]
+    assert [log["path"] for log in told] == [str(cache), str(state), str(state / "evidence")]
+    assert {(log["log_level"], log["uid"]) for log in told} == {("warning", NOBODY)}
+    assert all("XDG_STATE_HOME" in log["hint"] for log in told)
+    assert StartHistory().expected("model") == Expected(1.0, 2), "it is only told"
+
+
+@pytest.mark.parametrize(("of_root", "warned"), [(0o755, 0), (0o1777, 0), (0o777, 1)])
+def test_roots_directory_is_a_warning_where_all_may_write(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, of_root: int, warned: int
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root has directories of root's")
+    cache.mkdir(parents=True)
+    cache.chmod(of_root)
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+    with capture_logs() as logs:
+        private_files.close_to_all(cache)
+    assert [log["event"] for log in logs] == ["directory_not_own"] * warned
+    assert mode(cache) == of_root
 
 
 # --- the history of starts
