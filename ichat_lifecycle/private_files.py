@@ -139,6 +139,33 @@ def write_locked(path: Path, text: str) -> int:
     return fd
 
 
+def claimed(path: Path, *, new: bool = False) -> int:
+    """A descriptor of a file that nobody has locked; it is locked for as long as that is open.
+
+    A lock shows whether who made the file lives, also across containers that share a directory: a
+    pid may be another process's by now.
+
+    Args:
+        new: make the file; default: it is there, left by a dead one.
+
+    Raises:
+        OSError: it is in use, gone, no file, or there already; or its file system knows no locks.
+    """
+    # For writing, without which a network's file system locks nothing.
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if new else 0), FILE)
+    try:
+        # Whoever looks for what the dead have left may hold a new one for a moment.
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if new else fcntl.LOCK_NB))
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or not os.path.samestat(path.lstat(), status):
+            raise OSError(f"{path} is another one by now")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def read(path: Path, limit: int) -> str:
     """The text of a file of at most `limit` bytes; never waits, and never follows a link.
 

@@ -7,19 +7,18 @@ of them, whatever ends them, and across containers that share a directory: a pid
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import tempfile
 import time
 from pathlib import Path
 
+from ichat_lifecycle import private_files
 from ichat_lifecycle.adapters import guardian
 
 PREFIX = "ichat-engine-"
 _PRIVATE = 0o700
 _BEGUN_S = 60.0  # a directory without the file is being made by somebody, or he was killed then
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class RunDirectory:
@@ -41,10 +40,7 @@ class RunDirectory:
         life = Path(self.path) / guardian.LIFE
         self.fd = -1
         try:
-            self.fd = os.open(life, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-            fcntl.flock(self.fd, fcntl.LOCK_EX)
-            if not os.path.samestat(life.stat(), os.fstat(self.fd)):
-                raise FileNotFoundError(life)
+            self.fd = private_files.claimed(life, new=True)
             os.write(self.fd, note.encode())
         except OSError:
             self.remove()
@@ -100,23 +96,12 @@ def _claimed(path: str) -> int | None:
     ours = stat.S_ISDIR(directory.st_mode) and directory.st_uid == os.geteuid()
     if not ours or stat.S_IMODE(directory.st_mode) & ~_PRIVATE:
         return None
-    life = Path(path) / guardian.LIFE
     try:
-        fd = os.open(life, _FLAGS)
+        return private_files.claimed(Path(path) / guardian.LIFE)
     except FileNotFoundError:
         if time.time() - directory.st_mtime > _BEGUN_S:
             Path(path).rmdir()  # only where it is empty
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode) and os.path.samestat(life.lstat(), status):
-            return fd
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
-    return None
 
 
 def _text(fd: int) -> str:

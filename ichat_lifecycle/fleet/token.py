@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -50,12 +49,9 @@ def kept_token(given: str | None) -> Iterator[str]:
 
 
 def _forget_the_dead(directory: Path) -> None:
-    """Removes files that nobody has locked: a pid may be in use again, or another container's."""
+    """Removes files that nobody has locked."""
     for path in directory.glob("*.token"):
         with contextlib.suppress(OSError):  # it is in use
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-            finally:
-                os.close(fd)
+            fd = private_files.claimed(path)
+            path.unlink(missing_ok=True)
+            os.close(fd)
