@@ -194,8 +194,8 @@ def test_a_successor_takes_its_place_at_the_gateway_once_it_is_ready(tmp_path: P
             until(lambda: fleet.seen("a")["pid"] != first and not psutil.pid_exists(first))
             until(lambda: gateway.beats[-1]["state"] == "ready")
             said = [beat["state"] for beat in gateway.beats[count:]]
-            assert said[0] == "ready", "not a word before that"
-            assert "initializing" not in said
+            # The former one says goodbye, maybe first; the new one not a word before it is ready.
+            assert set(said) <= {"ready", "terminating"}
             assert len({beat["worker_id"] for beat in gateway.beats}) == 1
 
 
