@@ -380,8 +380,10 @@ class VLLMBackend(LifecycleBackend):
         self.gate.require_keys(api_keys(layout, args))
         self.gate.root_path = args.root_path or ""
         bound = self.binder.bound
-        self.gate.require_hosts(None if bound is None or bound.uds else bound.host)
-        self.gate.add_headers(AnswerHeaders.of(vars(args)))
+        headers = AnswerHeaders.of(vars(args))
+        host = None if bound is None or bound.uds else bound.host
+        self.gate.require_hosts(host, headers.allowed_origins)
+        self.gate.add_headers(headers)
         # With a file of the user's, or adopted, Uvicorn's loggers are configured already.
         configured = self._arguments.logging.file or self.options.adopt_loggers
         asked = None if configured else layout.uvicorn_log_config(args)

@@ -569,6 +569,12 @@ def test_the_headers_that_vllm_adds_are_part_of_a_plan() -> None:
     assert read_plans(Path("configs.yaml"), {}, answer).plans[0].answer_headers == headers
 
 
+def test_the_names_of_a_workers_port_are_part_of_its_plan() -> None:
+    """The supervisor answers there while the worker is absent."""
+    assert planned("").hosts == ()
+    assert planned(", lifecycle: {http: {hosts: [models.corp]}}").hosts == ("models.corp",)
+
+
 def test_no_value_of_a_secret_is_told() -> None:
     text = (
         "fleet: {token: [83729472]}\n"

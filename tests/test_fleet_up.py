@@ -153,6 +153,24 @@ def test_a_start_that_cannot_succeed_is_given_up_with_its_cause(tmp_path: Path) 
     assert fleet.process.returncode == 66
 
 
+def test_an_absent_workers_port_keeps_the_workers_names(tmp_path: Path) -> None:
+    named = {"lifecycle": {"http": {"hosts": ["models.corp"]}}}
+    bad = {"model_name": "bad", "env": {"FLEET_FAILS": "66"}, **named}
+    with RunningFleet(tmp_path, bad, {"model_name": "good"}) as fleet:
+        until(lambda: fleet.seen("bad")["stage"] == "given_up")
+        url = f"http://127.0.0.1:{fleet.port('bad')}/v1/models"
+        answers = {
+            name: httpx.get(url, headers={"Host": name}, timeout=60, trust_env=False)
+            for name in ("localhost", "models.corp", "evil.example")
+        }
+        assert {name: answer.status_code for name, answer in answers.items()} == {
+            "localhost": 503,
+            "models.corp": 503,
+            "evil.example": 421,
+        }
+        assert "as it was told to" in answers["models.corp"].text
+
+
 def test_workers_register_at_the_gateway_that_runs(tmp_path: Path) -> None:
     """It is found where `server_settings` has it listen. A name that is taken is no worker's."""
     with running_gateway() as gateway:

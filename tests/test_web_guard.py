@@ -12,9 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from stand_ins import FakeIdentity, FakeLife
+from stand_ins import NOON, FakeIdentity, FakeLife
 
+from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.gate import Gate
+from ichat_lifecycle.adapters.held_socket import Absence, HeldSocket
 from ichat_lifecycle.adapters.host_names import HostNames
 from ichat_lifecycle.adapters.refusal import Receive, Scope, Send, send_json
 from ichat_lifecycle.config import Http, load_settings
@@ -22,6 +24,9 @@ from ichat_lifecycle.control.app import build_control_app
 from ichat_lifecycle.control.fleet_server import serving
 from ichat_lifecycle.control.server import ControlPlane
 from ichat_lifecycle.errors import ArgumentsError
+from ichat_lifecycle.journal import Reason, Snapshot
+from ichat_lifecycle.ports import Address
+from ichat_lifecycle.states import State
 
 LOOPBACK = "127.0.0.1"
 DEADLINE_S = 60.0
@@ -82,6 +87,16 @@ def test_every_host_of_a_request_has_to_be_ours() -> None:
     assert not names.allow([*asked("localhost"), *asked("evil.example")])
     assert names.allow([*asked("localhost"), (b"x-forwarded-host", b"evil.example")])
     assert not names.allow([*asked("evil.example"), (b"x-forwarded-host", b"localhost")])
+
+
+def test_pages_are_told_apart_by_their_origin() -> None:
+    names = HostNames(LOOPBACK, ["models.corp"])
+    for ours in (None, *(f"http://{name}" for name in OURS), "https://models.corp:8443"):
+        headers = [] if ours is None else [(b"origin", ours.encode())]
+        assert names.allow_page(headers), ours
+    for foreign in ("null", "", "localhost", *(f"https://{name}" for name in FOREIGN)):
+        assert not names.allow_page([(b"origin", foreign.encode())]), foreign
+        assert HostNames("0.0.0.0").allow_page([(b"origin", foreign.encode())])
 
 
 # --- on real ports
@@ -231,18 +246,31 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send_json(send, 200, {})
 
 
-def asked_of_gate(bound: str | None, path: str, host: str, *keys: str, hosts: Any = ()) -> int:
+EVIL = "evil.example"
+PAGE = {"Origin": f"http://{EVIL}"}
+REASON = Reason("out_of_memory", "of /srv/models/secret-project")
+
+
+def gate_of(bound: str | None, hosts: Any = (), origins: Any = ()) -> Gate:
     gate = Gate(lambda: FakeLife().snapshot, app, lambda: 1, Http(hosts=hosts))
     gate.app = app
-    gate.require_hosts(bound)
-    gate.require_keys(keys)
+    gate.require_hosts(bound, origins)
+    return gate
 
-    async def ask() -> int:
+
+def answer_of(gate: Gate, path: str, host: str, **headers: str) -> httpx.Response:
+    async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(gate)
         async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
-            return (await client.get(path)).status_code
+            return await client.get(path, headers=headers)
 
     return asyncio.run(ask())
+
+
+def asked_of_gate(bound: str | None, path: str, host: str, *keys: str, hosts: Any = ()) -> int:
+    gate = gate_of(bound, hosts)
+    gate.require_keys(keys)
+    return answer_of(gate, path, host).status_code
 
 
 @pytest.mark.parametrize("path", ["/lifecycle", "/lifecycle/history", "/livez"])
@@ -260,6 +288,128 @@ def test_vllms_routes_are_for_any_name_unless_names_are_set() -> None:
     assert asked_of_gate(LOOPBACK, "/v1/models", "evil.example", hosts=("models.corp",)) == 421
     assert asked_of_gate(LOOPBACK, "/v1/models", "localhost", hosts=("models.corp",)) == 200
     assert asked_of_gate("0.0.0.0", "/v1/models", "10.0.0.1", hosts=("models.corp",)) == 200
+
+
+def test_our_routes_are_for_no_page_that_vllms_cors_lets_in_with_all_others() -> None:
+    """`--allowed-origins` is `*` by default: a page could ask 127.0.0.1 by this very name."""
+    for origins in ((), ("*",)):
+        assert answer_of(gate_of(LOOPBACK, (), origins), "/lifecycle", LOOPBACK, **PAGE).is_error
+    listed = gate_of(LOOPBACK, (), (PAGE["Origin"],))
+    assert answer_of(listed, "/lifecycle", LOOPBACK, **PAGE).status_code == 200
+    named = gate_of(LOOPBACK, (EVIL,))
+    assert answer_of(named, "/lifecycle", LOOPBACK, **PAGE).status_code == 200
+    assert answer_of(gate_of("0.0.0.0"), "/lifecycle", LOOPBACK, **PAGE).status_code == 200
+    own = {"Origin": "http://localhost:3000"}
+    assert answer_of(gate_of(LOOPBACK), "/lifecycle", LOOPBACK, **own).status_code == 200
+    assert answer_of(gate_of(LOOPBACK), "/v1/models", LOOPBACK, **PAGE).status_code == 200, "vLLM's"
+
+
+def not_ready(bound: str | None, hosts: Any = ()) -> Gate:
+    gate = gate_of(bound, hosts)
+    gate._snapshot = lambda: Snapshot(State.DEGRADED, NOON, 0.0, reason=REASON)
+    return gate
+
+
+@pytest.mark.parametrize(
+    ("bound", "host", "headers", "told"),
+    [
+        (LOOPBACK, "localhost", {}, True),
+        (LOOPBACK, EVIL, {}, False),
+        (LOOPBACK, "localhost", PAGE, False),
+        ("0.0.0.0", EVIL, {}, True),
+        (None, EVIL, {}, True),
+    ],
+)
+def test_a_refusal_of_vllms_routes_tells_its_reason_to_our_names_alone(
+    bound: str | None, host: str, headers: dict[str, str], told: bool
+) -> None:
+    """Who waits for the worker gets what waiting takes: the status, the state, and the time."""
+    answer = answer_of(not_ready(bound), "/health", host, **headers)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["state"] == "DEGRADED"
+    assert (REASON.message in answer.text) is told
+
+
+def test_a_websocket_that_is_closed_is_told_no_more() -> None:
+    async def reason(host: str) -> str:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "websocket.connect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "websocket", "path": "/v1/realtime", "headers": asked(host)}
+        await not_ready(LOOPBACK)(scope, receive, send)
+        return str(sent[-1]["reason"])
+
+    assert REASON.message in asyncio.run(reason("localhost"))
+    assert asyncio.run(reason(EVIL)) == "The worker is not ready: its state is DEGRADED."
+
+
+# --- the main port of a worker that is absent
+
+
+@contextlib.asynccontextmanager
+async def absent(bound: str = LOOPBACK, **more: Any) -> AsyncIterator[int]:
+    with socket.create_server((bound, 0)) as probe:
+        port = probe.getsockname()[1]
+    held = HeldSocket(Address(bound, port), lambda: Absence(REASON.message, "starting", 7, **more))
+    try:
+        yield port
+    finally:
+        await held.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "more", "status", "told"),
+    [
+        ("/v1/models", {"Host": "localhost"}, {}, 503, True),
+        ("/v1/models", {"Host": "[::1]:80"}, {}, 503, True),
+        ("/v1/models", {"Host": EVIL}, {}, 503, False),
+        ("/v1/models", PAGE, {}, 503, False),
+        ("/lifecycle", {}, {}, 503, True),
+        ("/lifecycle", {"Host": EVIL}, {}, 421, False),
+        ("/lifecycle/history", PAGE, {}, 421, False),
+        ("/livez", {"Host": "models.corp"}, {"hosts": ("models.corp",)}, 503, True),
+        ("/v1/models", {"Host": "models.corp:80"}, {"hosts": ("models.corp",)}, 503, True),
+        ("/v1/models", {"Host": "localhost"}, {"hosts": ("models.corp",)}, 503, True),
+        ("/v1/models", {"Host": EVIL}, {"hosts": ("models.corp",)}, 421, False),
+        ("/lifecycle", PAGE, {"headers": AnswerHeaders(("*",))}, 421, False),
+        ("/lifecycle", PAGE, {"headers": AnswerHeaders((PAGE["Origin"],))}, 503, True),
+    ],
+)
+def test_the_port_of_an_absent_worker_has_the_names_that_it_has_with_one(
+    path: str, headers: dict[str, str], more: dict[str, Any], status: int, told: bool
+) -> None:
+    async def scenario() -> None:
+        async with absent(**more) as port, httpx.AsyncClient(timeout=DEADLINE_S) as client:
+            answer = await client.get(f"http://{LOOPBACK}:{port}{path}", headers=headers)
+            assert answer.status_code == status, answer.text
+            assert (REASON.message in answer.text) is told
+            assert ("retry-after" in answer.headers) is (status == 503)
+
+    run(scenario)
+    # One decision: the worker itself refuses the same, and no more.
+    origins = more.get("headers", AnswerHeaders()).allowed_origins
+    gate = gate_of(LOOPBACK, more.get("hosts", ()), origins)
+    served = answer_of(gate, path, LOOPBACK, **headers)
+    assert (served.status_code == 421) is (status == 421)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/lifecycle"])
+def test_elsewhere_an_absent_worker_tells_any_name(path: str) -> None:
+    """A proxy that keeps its clients' Host, and a kubelet's probe, which asks by an address."""
+
+    async def scenario() -> None:
+        async with absent("0.0.0.0") as port, httpx.AsyncClient(timeout=DEADLINE_S) as client:
+            for name in (EVIL, "10.0.0.1", "a.svc.cluster.local"):
+                url, headers = f"http://{LOOPBACK}:{port}{path}", {"Host": name}
+                answer = await client.get(url, headers=headers)
+                assert (answer.status_code, REASON.message in answer.text) == (503, True)
+
+    run(scenario)
 
 
 @pytest.mark.parametrize("name", ["", "http://a", "a/b", "a b", "a\nb", "*.corp"])

@@ -16,7 +16,7 @@ from typing import Any
 
 from ichat_lifecycle.adapters import vllm_routes
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
-from ichat_lifecycle.adapters.host_names import HostNames
+from ichat_lifecycle.adapters.main_port_names import MainPortNames, is_own_path, misdirect
 from ichat_lifecycle.adapters.paths import is_one_of, route_path
 from ichat_lifecycle.adapters.refusal import (
     CLOSE,
@@ -39,7 +39,6 @@ from ichat_lifecycle.states import State
 # By default the health of the whole: 200 only in READY, whatever vLLM thinks of itself.
 PING_PATH = "/ping"
 HEALTH_PATHS = frozenset({"/health", PING_PATH})
-OWN_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/lifecycle"})
 MODELS_PATH = "/v1/models"
 RESPONSES_PATH = "/v1/responses"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -49,7 +48,6 @@ READING_METHODS = frozenset({"GET", "HEAD"})
 CROWDED_MESSAGE = "The worker has more connections than it can take, each with a request under way."
 ADMIN_NAME_MAX = 100  # characters; the adapter's name in a path is the client's
 
-MISDIRECTED = 421
 TRY_AGAIN_LATER = 1013  # the same, to a WebSocket
 
 
@@ -100,7 +98,7 @@ class Gate:
         self._empty = asyncio.Event()
         self._empty.set()
         self._key_hashes: tuple[bytes, ...] = ()
-        self._hosts = HostNames(None)
+        self._names = MainPortNames(None)
         self.root_path = ""
         self.on_admin: Callable[[str, str], None] = lambda path, query: None
         self.app: App | None = None
@@ -118,18 +116,18 @@ class Gate:
         """The API keys that the read-only routes on the main port ask for, if any."""
         self._key_hashes = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
-    def require_hosts(self, bound: str | None) -> None:
+    def require_hosts(self, bound: str | None, origins: Collection[str] = ()) -> None:
         """Answer to the names of the bound address alone, from now on.
 
         By default that is for our own routes, unless they ask for a key: they show the worker's
-        arguments. vLLM's are for whoever reaches them, as under `vllm serve`: a proxy on the same
-        host sends on the name that its clients use. `http.hosts` or `--api-key` keeps web pages
-        from these, too.
+        arguments. vLLM's are for whoever reaches them, whom a 503 does not tell its reason.
+        `http.hosts` or `--api-key` keeps web pages from these, too.
 
         Args:
             bound: the address of the main port; None for a Unix socket.
+            origins: those whose pages may read all that is here; see MainPortNames.
         """
-        self._hosts = HostNames(bound, self._settings.hosts)
+        self._names = MainPortNames(bound, self._settings.hosts, origins)
 
     def add_headers(self, headers: AnswerHeaders) -> None:
         """Add these to every answer that is not vLLM's own, from now on."""
@@ -144,22 +142,19 @@ class Gate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, app = route_path(scope["path"], self.root_path), self.app
-        ours = _is_own_path(path) or self._answers_health(scope)
-        if not self._is_for_us(scope, path):
+        ours = is_own_path(path) or self._answers_health(scope)
+        if self._is_refused(scope, path):
             await self._with_headers(self._misdirect, scope, receive, send)
         elif app is not None and not ours and self._may_pass(scope, path):
             await self._pass(app, scope, receive, send)
         else:
             await self._with_headers(self._answer, scope, receive, send)
 
-    def _is_for_us(self, scope: Scope, path: str) -> bool:
-        """Whether the request's Host may be asked for this path."""
-        asked = bool(self._settings.hosts) or (_is_own_path(path) and not self._key_hashes)
-        return not asked or self._hosts.allow(scope["headers"])
+    def _is_refused(self, scope: Scope, path: str) -> bool:
+        return self._names.refuse(scope, path, keyed=bool(self._key_hashes))
 
     async def _misdirect(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = "The request's Host is no name of this worker; http.hosts has the names."
-        await send_json(send, MISDIRECTED, error_document(message, MISDIRECTED, None), [CLOSE])
+        await misdirect(send)
 
     async def _with_headers(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer by this app of ours, with the headers that vLLM's own answers have."""
@@ -172,7 +167,7 @@ class Gate:
         path = route_path(scope["path"], self.root_path)
         if self._answers_health(scope):
             await send_empty(send)
-        elif not _is_own_path(path):
+        elif not is_own_path(path):
             await self._refuse(scope, send)
         elif self._has_key(scope):
             await self._own_app({**scope, "path": path}, receive, send)
@@ -188,12 +183,13 @@ class Gate:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         ready = self._snapshot().state is State.READY
-        ready = ready and self._is_for_us(scope, route_path(scope["path"], self.root_path))
-        if self.app is not None and ready and not _is_crowded(scope):
+        path = route_path(scope["path"], self.root_path)
+        refused = _is_crowded(scope) or self._is_refused(scope, path)
+        if self.app is not None and ready and not refused:
             await self._pass(self.app, scope, receive, send)
         else:
             await receive()
-            await self._close_websocket(send)
+            await self._close_websocket(scope, send)
 
     def _may_pass(self, scope: Scope, path: str) -> bool:
         method, state = scope["method"], self._snapshot().state
@@ -293,9 +289,9 @@ class Gate:
             await asyncio.wait(tasks)
 
     async def _end_cut(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
-        error = self._unavailable(f"The request was cut: {self._why()}")
+        error = self._unavailable(f"The request was cut: {self._why(scope)}")
         if request.kind == "websocket":
-            await self._close_websocket(send)
+            await self._close_websocket(scope, send)
         elif not request.started:
 
             async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -316,7 +312,7 @@ class Gate:
             error = self._unavailable(CROWDED_MESSAGE)
             await self._send_unavailable(send, error, [CLOSE])
         else:
-            await self._send_unavailable(send, self._unavailable(self._why()))
+            await self._send_unavailable(send, self._unavailable(self._why(scope)))
 
     def _unavailable(self, message: str) -> dict[str, Any]:
         return error_document(message, UNAVAILABLE, self._snapshot().state)
@@ -329,21 +325,20 @@ class Gate:
             headers.append(CLOSE)
         await send_json(send, UNAVAILABLE, error, headers)
 
-    async def _close_websocket(self, send: Send) -> None:
-        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": self._why()})
+    async def _close_websocket(self, scope: Scope, send: Send) -> None:
+        reason = self._why(scope)
+        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": reason})
 
-    def _why(self) -> str:
+    def _why(self, scope: Scope) -> str:
+        """The state, which any client has to know, and its reason, if that is the client's."""
         snapshot = self._snapshot()
-        reason = f" ({snapshot.reason.message})" if snapshot.reason else ""
+        told = snapshot.reason if self._names.trust(scope) else None
+        reason = f" ({told.message})" if told else ""
         return f"The worker is not ready: its state is {snapshot.state.value}{reason}."
 
 
 def _is_crowded(scope: Scope) -> bool:
     return bool(scope.get("state", {}).get(CROWDED))
-
-
-def _is_own_path(path: str) -> bool:
-    return path in OWN_PATHS or path.startswith("/lifecycle/")
 
 
 def _is_stored_response(path: str) -> bool:

@@ -17,9 +17,9 @@ import uvicorn
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
 from ichat_lifecycle.adapters.connections import Limits, connections_of_held
-from ichat_lifecycle.adapters.host_names import HostNames
 from ichat_lifecycle.adapters.http_connection import LINGER_S, LimitedH11
 from ichat_lifecycle.adapters.lasting_socket import LastingSocket
+from ichat_lifecycle.adapters.main_port_names import MainPortNames, misdirect
 from ichat_lifecycle.adapters.prompt_server import PromptServer
 from ichat_lifecycle.adapters.refusal import (
     CLOSE,
@@ -53,13 +53,14 @@ CLOSE_S = 1.0  # for answers under way, when the whole ends
 class Absence:
     """Why no worker serves, as clients get it, with the headers that its worker's answers have.
 
-    `retry_after_s` is for the header `Retry-After`.
+    `retry_after_s` is for the header `Retry-After`; `hosts` are its worker's `http.hosts`.
     """
 
     message: str
     state: str
     retry_after_s: int
     headers: AnswerHeaders = NO_HEADERS
+    hosts: tuple[str, ...] = ()
 
 
 class HeldSocket:
@@ -90,7 +91,7 @@ class HeldSocket:
         self._ending: dict[asyncio.Task[None], PromptServer] = {}
         self._closing = False
         self._unusable = ""
-        self._names = HostNames(None if address.uds else address.host)
+        self._bound = None if address.uds else address.host
         self._changed = asyncio.Event()
         self._changed.set()
         _held.add(self)
@@ -231,10 +232,15 @@ class HeldSocket:
             await send({"type": "websocket.close", "code": 1013})
             return
         absence = self._absence()
-        if not self._names.allow(scope["headers"]):  # a web page's, maybe
+        names = MainPortNames(self._bound, absence.hosts, absence.headers.allowed_origins)
+        if not names.trust(scope):  # a web page's, maybe
             absence = replace(absence, message="The worker does not serve.")
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            # An API key does not open the lifecycle's routes to any name: nobody asks for it here.
+            if names.refuse(scope, scope["path"]):
+                await misdirect(send)
+                return
             retry_after = (b"retry-after", str(absence.retry_after_s).encode())
             document = error_document(absence.message, UNAVAILABLE, absence.state)
             await send_json(

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 ANY = "*"
 # A name or an address, with or without a port. What is not of this form is no name that is allowed.
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://")
 _LOCALHOST = "localhost"
 
 
@@ -43,6 +44,18 @@ class HostNames:
         Every `Host` has to. One without it does: it is HTTP/1.0, which browsers do not speak.
         """
         return self._any or all(self._allows(value) for name, value in headers if name == b"host")
+
+    def allow_page(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether the page that asks, if one of another origin does, is of one of these names.
+
+        Where an answer's CORS headers let any page read it, this tells the pages apart.
+        """
+        origins = [value for name, value in headers if name == b"origin"]
+        return self._any or all(self._allows_origin(value.decode("latin-1")) for value in origins)
+
+    def _allows_origin(self, origin: str) -> bool:
+        scheme = _SCHEME.match(origin)  # none in "null", as a page in a sandbox sends it
+        return scheme is not None and self._allows(origin[scheme.end() :].encode("latin-1"))
 
     def _allows(self, header: bytes) -> bool:
         found = _HOST.fullmatch(header.decode("latin-1").strip())

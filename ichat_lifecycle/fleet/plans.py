@@ -231,6 +231,7 @@ def _plan(worker: Planned, answer: Answer, fleet: Fleet) -> Plan:
         certificate=(certificate, key) if certificate else None,
         certificate_digest=_digest(certificate, key, ca),
         answer_headers=answer.headers,
+        hosts=worker.settings.http.hosts,
     )
 
 

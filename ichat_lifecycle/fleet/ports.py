@@ -52,6 +52,7 @@ class Plan:
         certificate_digest: of what is in the files of its TLS; "" without TLS. A change of it alone
             is no reason to replace the worker.
         answer_headers: what vLLM's own middleware adds to the worker's answers.
+        hosts: its `http.hosts`.
         replace: "before" where its successor becomes READY before it is stopped.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     certificate: tuple[str, str | None] | None = None
     certificate_digest: str = field(default="", compare=False)
     answer_headers: AnswerHeaders = field(default_factory=AnswerHeaders)
+    hosts: tuple[str, ...] = ()
     replace: str = "after"
     gpu_ids: tuple[GpuId, ...] | None = None
 

@@ -270,8 +270,13 @@ class Supervisor:
         member = here[0]
         reason = f" ({member.reason})" if member.reason else ""
         message = f"The worker {member.name} does not serve: it is {member.stage.value}{reason}."
-        retry_after_s, headers = self._retry_after_s(member), member.plan.answer_headers
-        return Absence(message, member.stage.value, retry_after_s, headers)
+        return Absence(
+            message,
+            member.stage.value,
+            self._retry_after_s(member),
+            member.plan.answer_headers,
+            member.plan.hosts,
+        )
 
     def _retry_after_s(self, member: Member) -> int:
         expected_s = member.told.expected_s if member.told else None
