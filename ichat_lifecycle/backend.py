@@ -339,6 +339,7 @@ class VLLMBackend(LifecycleBackend):
             events=Events(self.lifecycle.journal, self.start_id, self._control_bell),
             metrics=self._metrics.text,
             samples=self._samples,
+            scrub=self.secrets.scrub,
         )
 
     async def _answer_own_route(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -355,6 +356,7 @@ class VLLMBackend(LifecycleBackend):
                 read_only=True,
                 loop=self._loop_watch.health,
                 events=Events(self.lifecycle.journal, self.start_id, self._main_bell),
+                scrub=self.secrets.scrub,
             )
         return self._own_app
 

@@ -136,13 +136,17 @@ class Secrets:
 
     def redact(self, value: Any) -> Any:
         """As `redact`, and without the known secrets, under whatever key they stand."""
-        return self._scrubbed(redact(value))
+        return self.without_known(redact(value))
 
-    def _scrubbed(self, value: Any) -> Any:
+    def without_known(self, value: Any) -> Any:
+        """A text, or nested data, without the known secrets; cheaper than `scrub`, for much text.
+
+        Numbers stay what they are, also one that is written as a secret is.
+        """
         if isinstance(value, dict):
-            return {key: self._scrubbed(item) for key, item in value.items()}
+            return {self.without_known(k): self.without_known(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)([self._scrubbed(item) for item in value])
+            return type(value)([self.without_known(item) for item in value])
         return self._known.scrub(value, PLACEHOLDER) if isinstance(value, str) else value
 
     def scrub(self, text: str) -> str:

@@ -346,6 +346,21 @@ def test_every_failure_of_the_desk_is_an_answer(
     assert "secret-inside" not in response.text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [CommandFailed("no s3cret", hint="ask s3cret"), TimeoutError("s3cret is late")],
+)
+def test_an_error_of_the_engine_has_no_secrets(error: Exception) -> None:
+    """It may quote anything that the engine was given."""
+    bench = Bench(scrub=lambda text: text.replace("s3cret", "***"))
+    bench.desk.error = error
+    for method, path in (("GET", "/lifecycle/engine"), ("POST", "/lifecycle/engine/wake")):
+        answer = bench.ask(method, path, headers=RIGHT)
+        assert answer.is_error
+        assert "s3cret" not in answer.text
+        assert "***" in error_of(answer)["message"]
+
+
 @pytest.mark.parametrize("path", ["/", "/nope", "/lifecycle/", "/lifecycle/nope", "/docs/x"])
 def test_an_unknown_path_is_told_the_known_ones(path: str) -> None:
     response = Bench().ask("GET", path)

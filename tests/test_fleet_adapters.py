@@ -35,6 +35,7 @@ from ichat_lifecycle.adapters.notify_socket import NotifySockets
 from ichat_lifecycle.adapters.output_tail import KEPT, OutputTail
 from ichat_lifecycle.adapters.worker_process import SERVE, ServeLauncher, WorkerProcess
 from ichat_lifecycle.beacon import FLEET_TOKEN_VARIABLE
+from ichat_lifecycle.config import TOKEN_VARIABLE
 from ichat_lifecycle.errors import AddressError, ArgumentsError, LifecycleError
 from ichat_lifecycle.fleet import engine_words
 from ichat_lifecycle.fleet.engine_words import NoEngineError, Question, ask_vllm
@@ -213,6 +214,36 @@ def test_a_workers_environment_is_the_supervisors_without_what_is_its_own(
 
     run(scenario())
     assert lines == [str([None, None, "supervisor", "its own"])]
+
+
+def test_a_workers_own_token_is_its_in_all_its_lives_and_is_hidden() -> None:
+    """What is to be hidden must not become more with each start."""
+    made: list[str] = []
+    tokens: list[str] = []
+
+    async def scenario() -> None:
+        notify = NotifySockets()
+        with socket.create_server((LOOPBACK, 0)) as sock:
+            launcher = ServeLauncher(
+                notify,
+                lambda _: sock.fileno(),
+                lambda name, line: None,
+                command=[sys.executable, "-c", ""],
+                on_token=made.append,
+            )
+            for one in (plan("a"), plan("a"), plan("b"), plan("c", env={TOKEN_VARIABLE: "given"})):
+                worker = launcher.launch(
+                    one, accept_from="start", watchdog_s=60, on_news=lambda news: None
+                )
+                tokens.append(worker.token)
+                await worker.wait()
+        notify.close()
+
+    run(scenario())
+    first, again, other, given = tokens
+    assert made == [first, other]
+    assert (again, given) == (first, "given")
+    assert len(set(made)) == 2
 
 
 def test_secret_words_are_inherited_and_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:

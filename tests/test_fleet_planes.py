@@ -25,6 +25,7 @@ from ichat_lifecycle.fleet.journal import LIMITS
 from ichat_lifecycle.fleet.states import Stage
 from ichat_lifecycle.fleet.told import Told
 from ichat_lifecycle.journal import Journal
+from ichat_lifecycle.redact import Secrets
 from ichat_lifecycle.states import State
 from ichat_lifecycle.testing.hostile_plane import TRICKS, HostilePlane, answer, document, endless
 
@@ -100,10 +101,12 @@ async def bench(trick: Any) -> AsyncIterator[Bench]:
     url = f"http://{LOOPBACK}:{sock.getsockname()[1]}"
     bell = Bell()
     journal = Journal(LIMITS)
+    hidden = Secrets()
+    hidden.add(TOKEN, WORKER_TOKEN)
     async with (
         HostilePlane(trick).serving() as hostile,
         HostilePlane(document()).serving() as honest,
-        contextlib.aclosing(WorkerClients()) as clients,
+        contextlib.aclosing(WorkerClients(hidden)) as clients,
         httpx.AsyncClient(base_url=url, timeout=DEADLINE_S, trust_env=False) as client,
     ):
         made = Bench(client, sock.getsockname()[1], hostile)
@@ -114,6 +117,7 @@ async def bench(trick: Any) -> AsyncIterator[Bench]:
             Events(journal, "5eed", bell),
             token=TOKEN,
             clients=clients,
+            hidden=hidden,
         )
         async with serving(app, sock):
             yield made
@@ -334,6 +338,58 @@ def test_a_worker_does_not_act_as_the_fleet() -> None:
             assert again.status_code == 200
             await it.client.get("/fleet/hostile/")
             assert b"cookie" not in it.hostile.heads[-1].lower()
+
+    run(scenario)
+
+
+ECHO = f"of the fleet {TOKEN}, of the worker {WORKER_TOKEN}."
+CLEAN = "of the fleet ***, of the worker ***."
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("kind", "body", "clean"),
+    [
+        ("application/json", f'{{"a":["{ECHO}"]}}', f'{{"a":["{CLEAN}"]}}'),
+        ("text/plain", f"a\n{ECHO}\nb", f"a\n{CLEAN}\nb"),
+        ("text/event-stream", f"data: {ECHO}\n\n", f"data: {CLEAN}\n\n"),
+        ("image/svg+xml", f"<svg><!-- {ECHO} --></svg>", f"<svg><!-- {CLEAN} --></svg>"),
+    ],
+)  # fmt: skip
+def test_a_worker_that_echoes_secrets_tells_no_client(
+    method: str, kind: str, body: str, clean: str
+) -> None:
+    async def scenario() -> None:
+        async with bench(answer(body.encode(), headers={"Content-Type": kind})) as it:
+            got = await it.client.request(method, "/fleet/hostile/x", headers=RIGHT)
+            assert (got.status_code, got.text) == (200, clean)
+            assert got.headers["content-type"] == kind
+            raw = await it.raw(f"HEAD /fleet/hostile/x HTTP/1.1\nAuthorization: Bearer {TOKEN}")
+            assert raw.startswith(b"HTTP/1.1 200 ")
+            assert raw.endswith(b"\r\n\r\n")
+
+    run(scenario)
+
+
+def test_a_workers_document_in_the_fleets_has_no_secrets() -> None:
+    async def scenario() -> None:
+        async with bench(document(reason={"message": ECHO}, port=8000)) as it:
+            for path in ("/fleet", "/fleet/hostile"):
+                got = await it.client.get(path)
+                assert CLEAN in got.text
+                assert TOKEN not in got.text
+                assert WORKER_TOKEN not in got.text
+
+    run(scenario)
+
+
+def test_an_error_does_not_repeat_a_workers_words() -> None:
+    async def scenario() -> None:
+        async with bench(endless(f"{ECHO}\r\n\r\n".encode(), b"")) as it:
+            got = await it.client.get("/fleet/hostile/x")
+            assert got.status_code == 502
+            assert "of the worker ***" in got.text
+            assert WORKER_TOKEN not in got.text
 
     run(scenario)
 

@@ -38,8 +38,8 @@ def command_lines(root: int) -> str:
 
 
 def test_no_secret_of_a_fleet_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by the process list nor by what it prints and answers, though its worker prints its
-    words and its environment, is killed, started again, and replaced."""
+    """Neither by the process list nor by what it prints and answers, though its worker prints and
+    answers its words, prints its environment, is killed, started again, and replaced."""
     monkeypatch.setenv("ICHAT_LIFECYCLE_CONTROL_TOKEN", SECRETS["control"])
     worker = {
         "model_name": "a",
@@ -65,6 +65,9 @@ def test_no_secret_of_a_fleet_leaves_it(tmp_path: Path, monkeypatch: pytest.Monk
         )
         told = [logs, fleet.get("/fleet").text, fleet.get("/fleet/a").text]
         told += [fleet.get(f"/fleet/a/{what}").text for what in ("lifecycle", "lifecycle/history")]
+        assert all('"--hf-token","***"' in text for text in told[1:4]), (
+            "the worker itself hides none"
+        )
         told.append(fleet.get("/metrics").text)
         with httpx.stream("GET", f"{fleet.url}/fleet/events", timeout=60) as events:
             for line in events.iter_lines():

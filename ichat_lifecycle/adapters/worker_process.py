@@ -273,6 +273,7 @@ class ServeLauncher:
         token: what all of them take as the token of their control planes; "": each has its own.
         command: what a worker is run with; its own words follow.
         scrub: takes secrets out of what the workers print.
+        on_token: gets each token that is made, which is to be hidden, too.
     """
 
     def __init__(
@@ -283,21 +284,33 @@ class ServeLauncher:
         token: str = "",
         command: Sequence[str] = SERVE,
         scrub: Callable[[str], str] = str,
+        on_token: Callable[[str], None] = lambda token: None,
     ) -> None:
         self._notify = notify
+        self._on_token = on_token
         self._scrub = scrub
         self._fd_of = fd_of
         self._on_line = on_line
         self._token = token
         self._buckets: dict[str, TokenBucket] = {}
+        self._tokens: dict[str, str] = {}
         self._command = command
+
+    def _own_token(self, name: str) -> str:
+        """The same in all lives of a worker: what is to be hidden does not become more and more."""
+        if name not in self._tokens:
+            self._tokens[name] = secrets.token_urlsafe(24)
+            self._on_token(self._tokens[name])
+        return self._tokens[name]
 
     def launch(
         self, plan: Plan, *, accept_from: str, watchdog_s: float, on_news: Hearer
     ) -> WorkerProcess:
         fd = self._fd_of(plan)
         inbox = self._notify.open(plan.name)
-        token = plan.env.get(TOKEN_VARIABLE, "").strip() or self._token or secrets.token_urlsafe(24)
+        token = (
+            plan.env.get(TOKEN_VARIABLE, "").strip() or self._token or self._own_token(plan.name)
+        )
         environment = {
             # In one directory of metrics for all, each worker would show the numbers of all.
             **{k: v for k, v in os.environ.items() if k != METRICS_DIRECTORY},

@@ -100,6 +100,7 @@ def build_control_app(  # noqa: PLR0913  # one for each part that may be left ou
     events: Events | None = None,
     metrics: Callable[[], bytes] | None = None,
     samples: Samples | None = None,
+    scrub: Callable[[str], str] = str,
 ) -> FastAPI:
     """The app with all routes.
 
@@ -111,6 +112,7 @@ def build_control_app(  # noqa: PLR0913  # one for each part that may be left ou
         events: None (default): no `/lifecycle/events`.
         metrics: gives them in Prometheus' form; None (default): no `/metrics`.
         samples: what the watchdog has found, for the page at `/`; None (default): no page.
+        scrub: takes secrets out of errors; default: nothing is.
     """
     app = FastAPI(
         title="ichat_lifecycle control plane",
@@ -136,7 +138,7 @@ def build_control_app(  # noqa: PLR0913  # one for each part that may be left ou
             life, identity, loop, samples, takes_commands=takes_commands, last_event=last_event
         )
         known += add_page(app, renderer)
-    add_error_handlers(app, tuple(known))
+    add_error_handlers(app, tuple(known), scrub)
     return app
 
 

@@ -7,6 +7,7 @@ supervisor's own loop.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
@@ -14,6 +15,7 @@ from fastapi import Depends, FastAPI, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from ichat_lifecycle import __version__
+from ichat_lifecycle.control.clean_body import new_pace
 from ichat_lifecycle.control.events import EVENT_STREAM, Events
 from ichat_lifecycle.control.http import (
     BodyLimit,
@@ -35,6 +37,8 @@ from ichat_lifecycle.fleet.view import (
     member_document,
     worker_document,
 )
+from ichat_lifecycle.redact import Secrets
+from ichat_lifecycle.token_bucket import TokenBucket
 
 ACCEPTED, NOT_FOUND, CONFLICT, UNAVAILABLE = 202, 404, 409, 503
 HEAD = "HEAD"
@@ -76,12 +80,14 @@ def build_fleet_app(
     *,
     token: str | None,
     clients: WorkerClients,
+    hidden: Secrets | None = None,
 ) -> FastAPI:
     """The app with all routes.
 
     Args:
         token: what POST routes ask for.
         clients: asks the workers.
+        hidden: what is taken out of what workers answer, and of errors; default: nothing.
     """
     app = FastAPI(
         title="ichat_lifecycle fleet",
@@ -93,7 +99,8 @@ def build_fleet_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(WebGuard)
     reads, commands = _Reads(fleet, desk, output, events, clients), _Commands(fleet, desk)
-    passing = _Passing(fleet, clients)
+    hidden = hidden or Secrets()
+    passing = _Passing(fleet, clients, hidden)
     guard = [Depends(TokenGuard(token).check)]
     gets: dict[str, Endpoint] = {
         "/fleet": reads.fleet,
@@ -120,7 +127,7 @@ def build_fleet_app(
     for path, endpoint in posts.items():
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None, dependencies=guard)
     known = [f"GET {path}" for path in gets] + [f"POST {path}" for path in posts]
-    add_error_handlers(app, tuple(known))
+    add_error_handlers(app, tuple(known), hidden.scrub)
     return app
 
 
@@ -251,9 +258,11 @@ class _Commands:
 class _Passing:
     """`/fleet/NAME/…` is the worker's own `/…`."""
 
-    def __init__(self, fleet: Fleet, clients: WorkerClients) -> None:
+    def __init__(self, fleet: Fleet, clients: WorkerClients, hidden: Secrets) -> None:
         self._fleet = fleet
         self._clients = clients
+        self._hidden = hidden
+        self._paces: defaultdict[str, TokenBucket] = defaultdict(new_pace)
 
     async def get(self, name: str, path: str, request: Request) -> Response:
         """What the worker's control plane answers, also what does not end."""
@@ -288,4 +297,4 @@ class _Passing:
             headers=headers,
             content=body or None,
         )
-        return await passed_on(name, request, sending)
+        return await passed_on(name, request, sending, self._hidden, self._paces[name])

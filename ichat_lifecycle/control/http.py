@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -107,16 +107,27 @@ def now_of(body: bytes) -> bool:
     return now
 
 
-def add_error_handlers(app: FastAPI, known: tuple[str, ...]) -> None:
+def add_error_handlers(
+    app: FastAPI, known: tuple[str, ...], scrub: Callable[[str], str] = str
+) -> None:
+    """Answer errors as documents.
+
+    Args:
+        known: the routes there are.
+        scrub: takes secrets out of texts that come from elsewhere, such as an engine's errors.
+    """
+
     async def answer(request: Request, error: Exception) -> Response:
-        return answer_of(_as_http_error(request, error, known))
+        return answer_of(_as_http_error(request, error, known, scrub))
 
     handled = (HttpError, HTTPException, RequestValidationError, LifecycleError, TimeoutError)
     for kind in (*handled, Exception):
         app.add_exception_handler(kind, answer)
 
 
-def _as_http_error(request: Request, error: Exception, known: tuple[str, ...]) -> HttpError:
+def _as_http_error(
+    request: Request, error: Exception, known: tuple[str, ...], scrub: Callable[[str], str]
+) -> HttpError:
     match error:
         case HttpError():
             return error
@@ -125,9 +136,10 @@ def _as_http_error(request: Request, error: Exception, known: tuple[str, ...]) -
         case RequestValidationError():
             return HttpError(BAD_REQUEST, "bad_request", _complaint(error))
         case LifecycleError():
-            return HttpError(_status_of(error), error.code, error.message, error.hint)
+            hint = error.hint and scrub(error.hint)
+            return HttpError(_status_of(error), error.code, scrub(error.message), hint)
         case TimeoutError():
-            message = str(error) or "the worker did not answer in time"
+            message = scrub(str(error)) or "the worker did not answer in time"
             return HttpError(504, "timeout", message, "its event loop or its engine is busy")
         case _:
             # The server logs the traceback; it is nobody else's.

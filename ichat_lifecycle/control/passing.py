@@ -1,4 +1,4 @@
-"""A worker's answer on the fleet's port: its status and its body, and little else.
+"""A worker's answer on the fleet's port: its status, its body without secrets, and little else.
 
 The worker is no part of the fleet's origin. Of its headers a few pass; the rest could set cookies,
 redirect, or loosen the policy that keeps its pages from acting as the fleet's.
@@ -16,8 +16,11 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from ichat_lifecycle.control.clean_body import clean_body
 from ichat_lifecycle.control.http import HttpError
 from ichat_lifecycle.fleet.asking import UnaskableError
+from ichat_lifecycle.redact import Secrets
+from ichat_lifecycle.token_bucket import TokenBucket
 
 BAD_GATEWAY = 502
 PASSED = frozenset({b"content-type", b"retry-after", b"allow", b"x-accel-buffering"})
@@ -26,13 +29,19 @@ POLICY = b"sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancesto
 
 
 async def passed_on(
-    name: str, request: Request, sending: Coroutine[Any, Any, httpx.Response]
+    name: str,
+    request: Request,
+    sending: Coroutine[Any, Any, httpx.Response],
+    hidden: Secrets,
+    pace: TokenBucket,
 ) -> StreamingResponse:
     """The answer to a request that is sent on, as it comes.
 
     Args:
         name: the worker's.
         sending: sends it. It is given up when the client has gone.
+        hidden: what does not pass; see clean_body.
+        pace: of this worker.
 
     Raises:
         HttpError: 502, nobody answers.
@@ -40,9 +49,9 @@ async def passed_on(
     try:
         answer = await _while_connected(request, sending)
     except UnaskableError as error:
-        message = f"{name} does not answer: {error}"
+        message = f"{name} does not answer: {hidden.scrub(str(error))}"  # it may have its words
         raise HttpError(BAD_GATEWAY, "worker_unreachable", message) from error
-    return _Passed(answer)
+    return _Passed(answer, hidden, pace)
 
 
 async def _while_connected(
@@ -73,8 +82,9 @@ async def _disconnect(request: Request) -> None:
 class _Passed(StreamingResponse):
     """Closes the worker's answer however its own ends."""
 
-    def __init__(self, answer: httpx.Response) -> None:
-        super().__init__(_body(answer), answer.status_code)
+    def __init__(self, answer: httpx.Response, hidden: Secrets, pace: TokenBucket) -> None:
+        kind = answer.headers.get("content-type", "").encode()
+        super().__init__(clean_body(_body(answer), kind, hidden, pace), answer.status_code)
         given = [(name.lower(), value) for name, value in answer.headers.raw]
         kept = [(name, value) for name, value in given if name in PASSED]
         self.raw_headers = [*kept, (b"content-security-policy", POLICY)]

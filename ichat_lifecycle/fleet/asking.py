@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx
 
 from ichat_lifecycle.nesting import is_flat
+from ichat_lifecycle.redact import Secrets
 from ichat_lifecycle.strict_json import parse_object
 
 # A worker's own document: 20 KB with many arguments. What is larger, or slower, is no answer.
@@ -36,9 +37,14 @@ class UnaskableError(Exception):
 
 
 class WorkerClients:
-    """Asks the control planes of workers, which speak plain HTTP on this machine."""
+    """Asks the control planes of workers, which speak plain HTTP on this machine.
 
-    def __init__(self) -> None:
+    Args:
+        hidden: what is taken out of their documents; default: nothing.
+    """
+
+    def __init__(self, hidden: Secrets | None = None) -> None:
+        self._hidden = hidden or Secrets()
         self._transport = httpx.AsyncHTTPTransport(
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # never used, and cheap to make
             trust_env=False,
@@ -80,7 +86,9 @@ class WorkerClients:
                     return None
         finally:
             await answer.aclose()
-        return document_in(bytes(body)) if answer.status_code == _OK else None
+        document = document_in(bytes(body)) if answer.status_code == _OK else None
+        clean: Mapping[str, Any] | None = self._hidden.without_known(document)
+        return clean
 
     async def send(
         self,

@@ -187,13 +187,13 @@ class Member:
     async def _fail(self, error: Exception) -> None:
         """A defect of ours is the end of this worker, and of no other: it can be started again."""
         log.exception("supervision_failed", worker=self.name)
-        cause = f"an internal error: {type(error).__name__}: {error}"
+        what = self._around.scrub(f"{type(error).__name__}: {error}")
         code = None
         if (process := self.process) is not None:
             process.kill()
             code = await self._ending(process)
         self._let_go(code)
-        self._enter(Event.GIVE_UP, shortened(cause, CAUSE_LIMIT), code=code)
+        self._enter(Event.GIVE_UP, shortened(f"an internal error: {what}", CAUSE_LIMIT), code=code)
 
     async def _news(
         self, timeout_s: float | None = None, *, until: asyncio.Task[Any] | None = None

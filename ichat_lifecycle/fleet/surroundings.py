@@ -19,6 +19,7 @@ class Surroundings:
         restart: how often, and how soon, a worker that has ended is started again.
         watchdog_s: a worker that tells nothing for so long is killed; 0: none is. Of processes that
             are started from now on.
+        scrub: takes secrets out of errors of ours that others are shown.
         changed: called with each change of any member.
     """
 
@@ -30,3 +31,4 @@ class Surroundings:
     journal: Journal
     changed: Callable[[], None] = lambda: None
     watchdog_s: float = 0.0
+    scrub: Callable[[str], str] = str

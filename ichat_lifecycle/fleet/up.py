@@ -174,6 +174,7 @@ class Supervisor:
             os.environ.get(TOKEN_VARIABLE, ""),
             self._command,
             self._hidden.scrub,
+            self._hidden.add,
         )
         self._around = Surroundings(
             launcher,
@@ -184,6 +185,7 @@ class Supervisor:
             self._journal,
             self._bell.ring,
             settings.watchdog,
+            self._hidden.scrub,
         )
         return Fleet(self._around, self._open)
 
@@ -224,7 +226,7 @@ class Supervisor:
         if self._board is None:
             yield
             return
-        async with contextlib.aclosing(WorkerClients()) as clients:
+        async with contextlib.aclosing(WorkerClients(self._hidden)) as clients:
             looking = asyncio.create_task(self._keep_looking(self._board, clients))
             try:
                 yield
@@ -360,7 +362,7 @@ class Supervisor:
     async def _answering(
         self, sock: socket.socket, token: str, hosts: Sequence[str]
     ) -> AsyncIterator[None]:
-        async with contextlib.aclosing(WorkerClients()) as clients:
+        async with contextlib.aclosing(WorkerClients(self._hidden)) as clients:
             app = build_fleet_app(
                 self._running,
                 self,
@@ -368,6 +370,7 @@ class Supervisor:
                 Events(self._journal, secrets.token_hex(4), self._bell),
                 token=token,
                 clients=clients,
+                hidden=self._hidden,
             )
             async with serving(app, sock, hosts):
                 try:
