@@ -65,6 +65,7 @@ class FakeFleet:
             restarts_left=1,
             ended_with=None,
             due_s=None,
+            ask_to_stop=lambda why, *, now: None,
         )
 
     def member(self, name: str) -> Any:
@@ -72,6 +73,9 @@ class FakeFleet:
             if member.name == name:
                 return member
         raise NoSuchWorkerError(name)
+
+    def restart(self, name: str) -> None:
+        self.member(name)
 
 
 class Bench:

@@ -5,14 +5,16 @@ The tests draw a few; `make fuzz` has each go on for FUZZ_MINUTES.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import schemathesis
@@ -21,15 +23,24 @@ from hypothesis import strategies as st
 from running_fleet import LOOPBACK, TOKEN, RunningFleet
 from schemathesis.core.result import Ok
 from test_control_app import Bench
+from test_fleet_planes import FakeFleet
 from waiting import until
 
 from ichat_lifecycle import printable, strict_json
 from ichat_lifecycle.adapters.line_splitter import LINE_LIMIT, LineSplitter
+from ichat_lifecycle.adapters.output_tail import OutputTail
 from ichat_lifecycle.adapters.sd_notify import WORDS_LIMIT
+from ichat_lifecycle.control.events import Bell, Events
+from ichat_lifecycle.control.fleet_app import build_fleet_app
+from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.fleet.asking import WorkerClients
+from ichat_lifecycle.fleet.fleet import Fleet
 from ichat_lifecycle.fleet.lines import bad_line, json_line
 from ichat_lifecycle.fleet.told import message_in
+from ichat_lifecycle.journal import Journal
 from ichat_lifecycle.log_line import parse
 from ichat_lifecycle.testing import nasty, nasty_yaml
+from ichat_lifecycle.testing.hostile_plane import HostilePlane, document
 
 pytestmark = pytest.mark.hostile
 
@@ -109,19 +120,86 @@ def test_no_file_is_more_than_wrong() -> None:
 # --- requests
 
 
-def test_no_operation_of_the_control_planes_api_fails() -> None:
-    schema = schemathesis.openapi.from_asgi("/openapi.json", Bench().app)
-    operations = []
-    for found in schema.get_all_operations():
-        assert isinstance(found, Ok), found
-        operations.append(found.ok().as_strategy())
+class Desk:
+    """The supervisor, which does nothing and refuses every second reload."""
 
-    @given(st.one_of(operations))
-    @FEW
-    def never_fails(case: Any) -> None:
-        assert case.call(headers=bearer).status_code != 500
+    file = "configs.yaml"
+    reloads = 0
 
-    keep_on(never_fails)
+    async def reload(self) -> Mapping[str, Any]:
+        self.reloads += 1
+        if self.reloads % 2:
+            raise LifecycleError("nothing was changed")
+        return {}
+
+    def stop(self, *, now: bool) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def served_plane() -> Iterator[str]:
+    """The URL of a worker's control plane, on a loop of its own."""
+    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+        plane = HostilePlane(document())
+        serving = plane.serving()
+        runner.run(serving.__aenter__())
+        loop = runner.get_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+
+        def end() -> None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            runner.run(serving.__aexit__(None, None, None))
+
+        stack.callback(end)
+        yield plane.url
+
+
+@contextlib.contextmanager
+def fleets_app() -> Iterator[Any]:
+    """One worker that answers, and one that does not. What would go on for ever ends at once."""
+    output, bell = OutputTail(), Bell()
+    for _ in range(10):
+        output.add("there", "a line")
+    output.close()
+    bell.close()
+    with served_plane() as url:
+        yield build_fleet_app(
+            cast(Fleet, FakeFleet(there=url, absent="http://127.0.0.1:1")),
+            Desk(),
+            output,
+            Events(Journal(), "5eed", bell),
+            token=TOKEN,
+            clients=WorkerClients(),
+        )
+
+
+@contextlib.contextmanager
+def workers_app() -> Iterator[Any]:
+    yield Bench(token=TOKEN).app
+
+
+@pytest.mark.parametrize("opened", [workers_app, fleets_app])
+def test_no_operation_of_an_api_fails(opened: Any) -> None:
+    with opened() as app:
+        schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+        operations = []
+        for found in schema.get_all_operations():
+            assert isinstance(found, Ok), found
+            operations.append(found.ok().as_strategy())
+        names = st.sampled_from([None, "there", "absent"])
+
+        @given(st.one_of(operations), names)
+        @FEW
+        def never_fails(case: Any, name: str | None) -> None:
+            if name is not None and "name" in case.path_parameters:
+                case.path_parameters["name"] = name  # else it is never that of a worker
+            answer = case.call(headers=bearer)
+            assert answer.status_code != 500
+            assert b"Traceback" not in answer.content
+
+        keep_on(never_fails)
 
 
 def answer_to(port: int, request: bytes) -> bytes:
