@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 import time
@@ -146,7 +147,11 @@ def test_the_tail_of_a_worker_is_bounded_in_bytes() -> None:
     for n in range(output_tail.KEPT):
         tail.add("a", f"{n}" + "\U0001f600" * LINE_LIMIT)
     tail.add("a", "last")
-    lines = tail.last("a", 10_000)
+
+    async def read() -> list[str]:
+        return [line async for text in tail.read("a", 10_000) for line in text.split("\n")]
+
+    lines = asyncio.run(read())
     assert sum(map(sys.getsizeof, lines)) <= output_tail.BYTES_KEPT
     assert lines[-1] == "last"
     assert lines[-2].startswith(f"{output_tail.KEPT - 1}\U0001f600")

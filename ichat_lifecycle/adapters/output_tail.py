@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
@@ -10,7 +11,9 @@ from collections.abc import AsyncIterator
 KEPT = 1000  # lines of each worker
 BYTES_KEPT = 2 * 2**20  # and what they take in memory; a line has usually 200 bytes, at most 64 KiB
 
-AT_ONCE, PAUSE_S = 100, 0.1
+# Of what is sent at once: lines, and characters. A client that does not read has so much waiting.
+AT_ONCE, PIECE = 100, 32 * 1024
+PAUSE_S = 0.1
 
 
 class _Tail:
@@ -27,6 +30,21 @@ class _Tail:
         self._bytes += sys.getsizeof(line)
         while len(self.lines) > KEPT or self._bytes > BYTES_KEPT:
             self._bytes -= sys.getsizeof(self.lines.popleft())
+
+    def begin(self, count: int) -> int:
+        """How many there were before the newest `count`."""
+        return self.count - min(count, len(self.lines))
+
+    def after(self, seen: int) -> tuple[str, int]:
+        """Some lines after the first `seen` ones, as one text, and how many are seen then."""
+        first = max(0, len(self.lines) - (self.count - seen))
+        some, size = [], 0
+        for line in itertools.islice(self.lines, first, first + AT_ONCE):
+            some.append(line)
+            size += len(line)
+            if size >= PIECE:
+                break
+        return "\n".join(some), self.count - len(self.lines) + first + len(some)
 
 
 class OutputTail:
@@ -47,25 +65,26 @@ class OutputTail:
         self._closed = True
         self._come.set()
 
-    def last(self, name: str, count: int) -> list[str]:
-        """The newest lines of a worker, oldest first."""
-        tail = self._tails.get(name)
-        lines = list(tail.lines) if tail else []
-        return lines[max(0, len(lines) - count) :]
+    async def read(self, name: str, count: int) -> AsyncIterator[str]:
+        """The newest lines of a worker, oldest first, in texts of up to AT_ONCE lines.
+
+        What is gone before its turn is left out.
+        """
+        tail = self._tails.get(name) or _Tail()
+        seen, end = tail.begin(count), tail.count
+        while seen < end:
+            text, seen = tail.after(seen)
+            yield text
 
     async def follow(self, name: str, count: int) -> AsyncIterator[str]:
-        """The same, and each line that comes from then on, in texts of up to AT_ONCE lines.
-
-        What comes too fast is left out.
-        """
+        """The same, and each line that comes from then on."""
         tail = self._tails[name]
-        seen = tail.count - len(self.last(name, count))
+        seen = tail.begin(count)
         while True:
-            come = self._come  # before the lines are read: nothing is left out
-            new, seen = tail.count - seen, tail.count
-            lines = self.last(name, new)
-            for first in range(0, len(lines), AT_ONCE):
-                yield "\n".join(lines[first : first + AT_ONCE])
+            come, end = self._come, tail.count  # before the lines are read: nothing is left out
+            while seen < end:
+                text, seen = tail.after(seen)
+                yield text
             if self._closed:
                 return
             await come.wait()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, Header, Query, Request
@@ -42,7 +42,6 @@ from ichat_lifecycle.token_bucket import TokenBucket
 
 ACCEPTED, NOT_FOUND, CONFLICT, UNAVAILABLE = 202, 404, 409, 503
 HEAD = "HEAD"
-LOG_PIECE = 32 * 1024  # characters of a log that are sent at once
 
 Endpoint = Callable[..., Awaitable[Response]]
 
@@ -50,8 +49,8 @@ Endpoint = Callable[..., Awaitable[Response]]
 class Output(Protocol):
     """What the workers have printed."""
 
-    def last(self, name: str, count: int) -> list[str]:
-        """The newest lines of a worker."""
+    def read(self, name: str, count: int) -> AsyncIterator[str]:
+        """The newest lines of a worker, some at a time."""
         ...
 
     def follow(self, name: str, count: int) -> AsyncIterator[str]:
@@ -184,11 +183,9 @@ class _Reads:
     ) -> Response:
         """The newest lines that a worker has printed; with `follow`, those to come too."""
         _member(self._fleet, name)
-        stream: AsyncIterator[str]
-        if follow and request.method != HEAD:
-            stream = (f"{line}\n" async for line in self._output.follow(name, lines))
-        else:
-            stream = _pieces(self._output.last(name, lines))
+        output = self._output
+        read = output.follow if follow and request.method != HEAD else output.read
+        stream = (f"{text}\n" async for text in read(name, lines))
         return StreamingResponse(stream, media_type="text/plain")
 
     async def livez(self) -> Response:
@@ -199,19 +196,6 @@ class _Reads:
         """200 while every worker serves and is READY."""
         ready, stages = self._fleet.ready, dict(summary(self._fleet.members))
         return json_response({"ready": ready, "stages": stages}, 200 if ready else UNAVAILABLE)
-
-
-async def _pieces(lines: Sequence[str]) -> AsyncIterator[str]:
-    """Lines, some at a time: a client that does not read has one piece waiting, not the whole."""
-    piece, size = [], 0
-    for line in lines:
-        piece.append(f"{line}\n")
-        size += len(line)
-        if size >= LOG_PIECE:
-            yield "".join(piece)
-            piece, size = [], 0
-    if piece:
-        yield "".join(piece)
 
 
 class _Commands:
