@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,25 @@ from fastapi import Request
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.control.http import HttpError
-from ichat_lifecycle.control.token_guard import CLIENTS_MAX, TokenGuard
+from ichat_lifecycle.control.token_guard import CLIENTS_MAX, HOLD_S, WRONG_AT_MOST, TokenGuard
 from ichat_lifecycle.fleet.token import kept_token
+from ichat_lifecycle.testing.virtual_time import run_virtual
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 class Door:
-    """A guard under a clock that a test sets."""
+    """A guard under a clock that a test sets, or has."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self.now_s = 100.0
         self.held = 0.0
-        self.guard = TokenGuard(TOKEN, lambda: self.now_s)
+        self.guard = TokenGuard(TOKEN, clock or (lambda: self.now_s))
 
     def ask(self, token: str | None, client: str | None = "10.0.0.1") -> int:
-        return asyncio.run(self._ask(token, client))
+        return asyncio.run(self.asked(token, client))
 
-    async def _ask(self, token: str | None, client: str | None) -> int:
+    async def asked(self, token: str | None, client: str | None = "10.0.0.1") -> int:
         headers = [(b"authorization", f"Bearer {token}".encode())] if token is not None else []
         peer = (client, 1) if client is not None else None
         scope: dict[str, Any] = {
@@ -73,6 +75,26 @@ def test_guesses_of_one_client_are_held_back_and_another_ones_are_not(door: Door
     door.now_s += 10.0
     assert door.ask("wrong") == 401
     assert door.held == 2.0
+
+
+def test_the_right_token_passes_at_once_while_guesses_of_the_same_client_wait() -> None:
+    """As from behind one proxy: by the clock of the loop, it costs the right one nothing."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        door = Door(loop.time)
+        for _ in range(WRONG_AT_MOST):
+            assert await door.asked("wrong") == 401
+        assert loop.time() == 0.0, "mistakes cost nothing"
+        guesses = [asyncio.create_task(door.asked(f"wrong-{n}")) for n in range(100)]
+        await asyncio.sleep(0)
+        assert not any(guess.done() for guess in guesses)
+        assert await door.asked(TOKEN) == 200
+        assert loop.time() == 0.0
+        assert set(await asyncio.gather(*guesses)) == {429}
+        assert loop.time() == HOLD_S
+
+    run_virtual(scenario())
 
 
 def test_no_token_is_no_guess(door: Door) -> None:
