@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -609,6 +610,12 @@ def test_what_is_no_gateway_address(given: str) -> None:
     """Said when it is given, not at every beat."""
     with pytest.raises(ArgumentsError, match="--gateway-address"):
         Worker(Gateway(), address=given)
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -1.0, 1e-9, math.nan])
+def test_what_is_no_interval(interval_s: float) -> None:
+    with pytest.raises(ArgumentsError, match=r"at least 0\.01 s"):
+        Worker(Gateway(), interval_s=interval_s)
 
 
 def test_the_gateways_password_stays_out_of_the_log() -> None:

@@ -15,6 +15,7 @@ import structlog
 from ichat_lifecycle.adapters.proxies import proxy_for
 from ichat_lifecycle.bounds import error_of
 from ichat_lifecycle.certificates import client_context
+from ichat_lifecycle.config import PERIOD_MIN
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.redact import redact
@@ -155,7 +156,7 @@ class Heartbeat:
         transport: httpx's transport, for tests.
 
     Raises:
-        ArgumentsError: the gateway's address is not one.
+        ArgumentsError: the gateway's address is not one, or the interval is too short.
     """
 
     name = "heartbeat"
@@ -175,6 +176,8 @@ class Heartbeat:
         self._snapshot = snapshot
         self._on_rejected = on_rejected
         timing = timing or Timing()
+        if not timing.interval_s >= PERIOD_MIN:  # NaN, too
+            raise ArgumentsError(f"the heartbeat's interval has to be at least {PERIOD_MIN} s")
         self._interval_s = timing.interval_s
         self._timeout_s = timing.timeout_s
         self._succeeds_s = timing.succeeds_s

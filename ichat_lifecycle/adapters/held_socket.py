@@ -80,11 +80,11 @@ class HeldSocket:
         absence: Callable[[], Absence],
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        self._listener = LastingSocket(address, self._take_new_socket)
         self._on_lost = on_lost
         self._absence = absence
         self._speaks: Speech = (None, "")
-        self._config = self._made_config(None)
+        self._config = self._made_config(None)  # before there is a port that a failure would keep
+        self._listener = LastingSocket(address, self._take_new_socket)
         self._before: tuple[Speech, uvicorn.Config] = self._speaks, self._config
         self._owners: list[object] = []
         self._server: PromptServer | None = None
