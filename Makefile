@@ -86,6 +86,9 @@ serve: setup $(DEMO)/config.json ## serve a tiny demo model (PORT=8000)
 
 # A browser takes a core, a fleet of fakes and an engine's start another. Where times are tested,
 # nothing else runs.
+# Without its bytecode, each process would rewrite each assertion anew: 16 s of CPU.
+test test-fast test-matrix fuzz: export PYTHONDONTWRITEBYTECODE =
+
 test: setup ## all tests, those with a real engine too
 	@$(MAKE) test-fast
 	@.venv/bin/pytest -n 2 --dist load --maxschedchunk 1 -m "browser or fleet or hostile or untimed"
