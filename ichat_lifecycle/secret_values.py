@@ -26,14 +26,11 @@ MATCHES_MAX = 300  # in one text
 
 
 class KnownValues:
-    """A set of secrets, and one pattern of them. Immutable: it may be used from any thread."""
+    """A set of secrets. Immutable: it may be used from any thread."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets = frozenset(secrets)
-        self._seeds: dict[str, list[str]] = defaultdict(list)
-        self._tails: dict[str, list[str]] = defaultdict(list)
-        forms = {form for secret in self._secrets for form in _forms(secret)}
-        self._pattern = self._compiled(sorted(forms, key=len, reverse=True))
+        self._forms: _Forms | None = None  # once they are asked for
 
     def __contains__(self, secret: object) -> bool:
         return secret in self._secrets
@@ -46,7 +43,33 @@ class KnownValues:
         more = {part for secret in secrets for part in _parts(secret) if len(part) >= LENGTH_MIN}
         return self if more <= self._secrets else KnownValues(self._secrets | more)
 
-    def _compiled(self, forms: list[str]) -> re.Pattern[str] | None:
+    def scrub(self, text: str, placeholder: str) -> str:
+        """`text` with each secret, and what is left of one that was cut, replaced."""
+        if not self._secrets:
+            return text
+        # Not before: secrets are added one by one, and most sets are never looked for. No lock:
+        # two threads at most do the same twice, and one that is forked finds none held.
+        forms = self._forms
+        if forms is None:
+            forms = self._forms = _Forms(self._secrets)
+        pieces: list[str] = []
+        end = 0
+        for begin, until in forms.found(text):
+            pieces += (text[end:begin], placeholder)
+            end = until
+        return "".join(pieces) + text[end:] if pieces else text
+
+
+class _Forms:
+    """One pattern of all forms of secrets, and how those go on of which it has only the ends."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._seeds: dict[str, list[str]] = defaultdict(list)
+        self._tails: dict[str, list[str]] = defaultdict(list)
+        forms = {form for secret in secrets for form in _forms(secret)}
+        self._search = self._compiled(sorted(forms, key=len, reverse=True)).search
+
+    def _compiled(self, forms: list[str]) -> re.Pattern[str]:
         """The longest first, so that one that begins with another is hidden whole."""
         whole, short = [], []
         for form in forms:
@@ -63,24 +86,13 @@ class KnownValues:
         seeds = [re.escape(seed) for seed, of in self._seeds.items() if len(of[0]) >= SEEDED_MIN]
         tails = map(re.escape, self._tails)
         alternatives = [*whole, *seeds, *tails, *map(_spaces_loosely, short)]
-        return re.compile(_branched(alternatives)) if alternatives else None
+        return re.compile(_branched(alternatives))
 
-    def scrub(self, text: str, placeholder: str) -> str:
-        """`text` with each secret, and what is left of one that was cut, replaced."""
-        if self._pattern is None or self._pattern.search(text) is None:
-            return text
-        pieces: list[str] = []
-        end = 0
-        for begin, until in self._found(text, self._pattern):
-            pieces += (text[end:begin], placeholder)
-            end = until
-        return "".join(pieces) + text[end:]
-
-    def _found(self, text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+    def found(self, text: str) -> Iterator[tuple[int, int]]:
         """Where secrets begin and end; those that overlap are one."""
         now: tuple[int, int] | None = None
-        match = pattern.search(text)
         count = 0
+        match = self._search(text)
         while match is not None:
             count += 1
             if count > MATCHES_MAX:  # a text that is made to match everywhere is hidden to its end
@@ -94,7 +106,7 @@ class KnownValues:
             else:
                 yield now
                 now = begin, until
-            match = pattern.search(text, match.start() + 1)
+            match = self._search(text, match.start() + 1)
         if now is not None:
             yield now
 
