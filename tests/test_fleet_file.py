@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -718,10 +719,19 @@ def test_the_schema_has_every_key_of_the_example_that_has_everything() -> None:
     assert set(written["managed_workers"][0]) - vllms == keys_in(schema, "managed_workers")
 
 
+@functools.cache
+def validator() -> Any:
+    """The schema, itself looked at once: that takes longer than all examples."""
+    schema = file_schema()
+    kind = jsonschema.validators.validator_for(schema)
+    kind.check_schema(schema)
+    return kind(schema)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_fit_the_schema(name: str) -> None:
     written = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
-    jsonschema.validate(written, file_schema())
+    validator().validate(written)
 
 
 @pytest.mark.parametrize(
@@ -734,7 +744,7 @@ def test_the_examples_fit_the_schema(name: str) -> None:
 )
 def test_the_schema_knows_what_is_wrong_with_a_value(text: str) -> None:
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(yaml.safe_load(text), file_schema())
+        validator().validate(yaml.safe_load(text))
 
 
 def test_check_tells_what_is_fine_and_what_is_not(
