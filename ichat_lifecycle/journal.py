@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeVar, cast
 
 from ichat_lifecycle.errors import LifecycleError
@@ -439,8 +439,13 @@ class Reader:
 
 def _words_in(record: Record) -> int:
     """What the texts of a record take in memory, in bytes."""
-    values = (getattr(record, known.name) for known in fields(cast("Any", record)))
+    values = (getattr(record, name) for name in _names_in(cast("Any", type(record))))
     return sum(sys.getsizeof(value) for value in values if type(value) is str)
+
+
+@cache
+def _names_in(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(known.name for known in fields(kind))
 
 
 def _between(entries: Sequence[Entry], after: int, last: int) -> Sequence[Entry]:

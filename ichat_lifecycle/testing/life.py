@@ -191,7 +191,10 @@ class Life:
         return self.plan.until_s + self.settings.stop_bound + blocked + PATIENCE_S
 
     def _take_turn(self) -> None:
-        if self.running.done() or not self._begun():
+        if self.turn == 0 and not self._begun():
+            return
+        if self.running.done() or not (self._at_turns or self.at_turn):
+            self._loop.interposed = None  # nobody counts the turns from here on
             return
         self.turn += 1
         while self._at_turns and self._at_turns[0].turn == self.turn:
@@ -419,10 +422,10 @@ class Stage:
             cache_logger_on_first_use=True,
         )
         # A life makes garbage, in cycles: neither look for it all the time, nor at all that was
-        # there before.
+        # there before, nor at so much at once that the processor's cache does not hold it.
         gc.freeze()
         self._collecting = gc.get_threshold()
-        gc.set_threshold(50_000, 20, 20)
+        gc.set_threshold(5_000, 20, 20)
         return self
 
     def __exit__(self, *_: object) -> None:
