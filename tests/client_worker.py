@@ -98,12 +98,6 @@ def lived(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits until it holds; lived() bounds it."""
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 def own_proc(directory: Path, pid: int | None = None) -> Path:
     """A /proc with nobody in it but `pid`, by default this process: others may have workers too."""
     for name in ("self", str(pid or os.getpid())):

@@ -22,9 +22,10 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 
 async def eventually(condition: Callable[[], Any]) -> None:
-    """Waits until it holds; run() bounds it."""
-    while not condition():
-        await asyncio.sleep(0.01)
+    """Waits until it holds, for DEADLINE_S at most."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 def open_files() -> int:

@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from client_worker import LiveWorker, lived, own_proc, something_else, until
+from client_worker import LiveWorker, lived, own_proc, something_else
+from on_loop import eventually
 
 from ichat_lifecycle import beacon
 from ichat_lifecycle.beacon import CONTROL_THREAD
@@ -71,7 +72,7 @@ def test_the_control_planes_thread_has_its_name_while_it_runs(proc: Path) -> Non
         async with LiveWorker():
             assert beacon.CONTROL_THREAD in thread_names()
             assert list(processes_with(CONTROL_THREAD, proc)) == [os.getpid()]
-        await until(lambda: beacon.CONTROL_THREAD not in thread_names())
+        await eventually(lambda: beacon.CONTROL_THREAD not in thread_names())
         assert list(processes_with(CONTROL_THREAD, proc)) == []
 
     lived(scenario)

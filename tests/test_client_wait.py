@@ -16,8 +16,8 @@ from client_worker import (
     nobody,
     own_proc,
     something_else,
-    until,
 )
+from on_loop import eventually
 
 from ichat_lifecycle.client import find
 from ichat_lifecycle.client.documents import parse_status
@@ -164,7 +164,7 @@ def test_it_returns_when_it_happens() -> None:
     async def scenario() -> None:
         async with LiveWorker() as worker:
             waiting = asyncio.create_task(outcome_of(worker.url, State.READY))
-            await until(listening(worker))
+            await eventually(listening(worker))
             assert not waiting.done()
             for trigger in UP:
                 worker.story.fire(trigger)
@@ -178,7 +178,7 @@ def test_a_state_that_is_left_at_once_is_not_missed(target: State) -> None:
     async def scenario() -> None:
         async with LiveWorker() as worker:
             waiting = asyncio.create_task(outcome_of(worker.url, target))
-            await until(listening(worker))
+            await eventually(listening(worker))
             for trigger in UP:
                 worker.story.fire(trigger)
             assert worker.story.snapshot.state is State.READY
@@ -191,7 +191,7 @@ def test_a_worker_that_ends_without_it_is_told_with_its_reason() -> None:
     async def scenario() -> None:
         async with LiveWorker() as worker:
             waiting = asyncio.create_task(outcome_of(worker.url, State.READY))
-            await until(listening(worker))
+            await eventually(listening(worker))
             worker.story.fire(Trigger.STOP, Reason("model_missing", "no such model"), "failed")
             code, line = await waiting
             assert code == ENDED
@@ -205,7 +205,7 @@ def test_a_worker_that_is_killed_is_told() -> None:
     async def scenario() -> None:
         async with LiveWorker() as worker:
             waiting = asyncio.create_task(outcome_of(worker.url, State.READY))
-            await until(listening(worker))
+            await eventually(listening(worker))
             await worker.stop()
             code, line = await waiting
             assert (code, "PARSED when it was last seen" in line) == (ENDED, True)
@@ -218,7 +218,7 @@ def test_a_worker_that_stops_and_goes_is_stopped() -> None:
         async with LiveWorker() as worker:
             worker.story.serving()
             waiting = asyncio.create_task(outcome_of(worker.url, State.STOPPED))
-            await until(listening(worker))
+            await eventually(listening(worker))
             worker.story.fire(Trigger.STOP, cause="SIGTERM")
             await worker.stop()
             assert (await waiting)[0] == REACHED
@@ -232,9 +232,9 @@ def test_a_lost_stream_is_asked_for_again() -> None:
     async def scenario() -> None:
         async with LiveWorker() as worker:
             waiting = asyncio.create_task(outcome_of(worker.url, State.READY))
-            await until(listening(worker))
+            await eventually(listening(worker))
             worker.hang_up()
-            await until(lambda: worker.readers > 1)
+            await eventually(lambda: worker.readers > 1)
             for trigger in UP:
                 worker.story.fire(trigger)
             assert (await waiting)[0] == REACHED
@@ -247,7 +247,7 @@ def test_the_time_is_limited_and_it_says_where_the_worker_is() -> None:
         async with LiveWorker() as worker:
             worker.story.fire(Trigger.BIND)
             waiting = asyncio.create_task(outcome_of(worker.url, State.READY, SHORT_S))
-            await until(listening(worker))
+            await eventually(listening(worker))
             worker.story.phase("loading_weights")
             code, line = await waiting
             assert code == TIMED_OUT
@@ -267,7 +267,7 @@ def test_a_command_that_was_frozen_looks_once_more() -> None:
         nonlocal frozen_s
         async with LiveWorker() as worker:
             waiting = asyncio.create_task(wait_command(worker.url, State.READY, SHORT_S, clock))
-            await until(listening(worker))
+            await eventually(listening(worker))
             worker.story.recorder.listeners.pop()  # nobody is told
             for trigger in UP:
                 worker.story.fire(trigger)
@@ -320,7 +320,7 @@ def test_without_a_url_a_worker_is_waited_for(
         waiting = asyncio.create_task(outcome_of(None, State.READY))
         await asyncio.sleep(0)
         async with LiveWorker() as worker:
-            await until(listening(worker))
+            await eventually(listening(worker))
             worker.story.serving()
             assert (await waiting)[0] == REACHED
         async with LiveWorker(), LiveWorker():

@@ -9,7 +9,8 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
-from client_worker import LiveWorker, http_answer, lived, nobody, something_else, until
+from client_worker import LiveWorker, http_answer, lived, nobody, something_else
+from on_loop import eventually
 from rich.console import Console
 
 from ichat_lifecycle.client import watch as client_watch
@@ -52,7 +53,7 @@ class Watcher:
         def seen() -> bool:
             return text in (self.screen if HOME in self.text else self.text)
 
-        await until(lambda: seen() or self.task.done())
+        await eventually(lambda: seen() or self.task.done())
         assert seen(), self.task.exception()
 
 
@@ -191,7 +192,7 @@ def test_lost_contact_is_told_and_found_again() -> None:
                 async with LiveWorker(port=worker.port, start_id="second", model="again"):
                     await watcher.sees("again")
                     await watcher.sees("[PARSED]")
-                    await until(lambda: "no contact" not in watcher.screen)
+                    await eventually(lambda: "no contact" not in watcher.screen)
                     assert "become_ready" not in watcher.screen, "that was another life"
 
     lived(scenario)
@@ -227,7 +228,7 @@ def test_the_reason_of_a_change_is_asked_for_at_once(monkeypatch: pytest.MonkeyP
 
     async def scenario() -> None:
         async with LiveWorker() as worker, watching(worker.url, terminal=True) as watcher:
-            await until(lambda: worker.readers > 0)
+            await eventually(lambda: worker.readers > 0)
             await watcher.sees("[PARSED]")
             worker.story.serving()
             await watcher.sees("[READY]")

@@ -6,12 +6,12 @@ import argparse
 import asyncio
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from on_loop import eventually
 from structlog.testing import capture_logs
 from waiting import DEADLINE_S
 
@@ -87,12 +87,6 @@ class Repository:
         self.blob.rename(self.blob.with_suffix(""))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def test_each_load_has_arguments_of_its_own() -> None:
     """A worker's engine asks for them: else the second one would meet what the first has added."""
     backend = VLLMBackend(argparse.Namespace(), ["m"], options=Options(defer_parsing=True))
@@ -123,7 +117,7 @@ def test_a_download_is_a_phase_of_the_load_for_as_long_as_it_lasts(
     seen: list[tuple[str, float | None]] = []
 
     async def comes(phase: str, fraction: float | None = None) -> None:
-        await until(lambda: seen[-1:] == [(phase, fraction)])
+        await eventually(lambda: seen[-1:] == [(phase, fraction)])
 
     async def script() -> None:
         loading = asyncio.create_task(

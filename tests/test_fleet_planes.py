@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +14,7 @@ from typing import Any, cast
 import httpx
 import psutil
 import pytest
+from on_loop import eventually, run
 
 from ichat_lifecycle.adapters.output_tail import OutputTail
 from ichat_lifecycle.control.events import Bell, Events
@@ -128,19 +129,6 @@ async def bench(trick: Any) -> AsyncIterator[Bench]:
             bell.close()
 
 
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await scenario()
-
-    asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 # --- what workers answer
 
 
@@ -157,9 +145,9 @@ def test_the_fleet_is_shown_whatever_a_worker_answers(trick: str) -> None:
             assert [worker["lifecycle"] for worker in shown] == [{"state": "READY"}, None]
             assert took_s < ASK_TIMEOUT_S + 5.0
             assert process.memory_info().rss - before < 60 * MB
-            await until(lambda: it.hostile.open == 0)
+            await eventually(lambda: it.hostile.open == 0)
 
-    run(scenario)
+    run(scenario())
 
 
 def test_a_hundred_streams_do_not_blind_the_fleet() -> None:
@@ -176,9 +164,9 @@ def test_a_hundred_streams_do_not_blind_the_fleet() -> None:
                 async with httpx.AsyncClient(timeout=DEADLINE_S) as other:
                     shown = (await other.get(f"http://{LOOPBACK}:{it.port}/fleet")).json()
                 assert all(worker["lifecycle"] for worker in shown["workers"])
-            await until(lambda: it.hostile.open == 0)
+            await eventually(lambda: it.hostile.open == 0)
 
-    run(scenario)
+    run(scenario())
 
 
 def test_many_who_ask_at_once_are_one_question() -> None:
@@ -188,7 +176,7 @@ def test_many_who_ask_at_once_are_one_question() -> None:
             assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
             assert it.hostile.most_open == 1
 
-    run(scenario)
+    run(scenario())
 
 
 def test_a_client_that_goes_takes_its_question_along() -> None:
@@ -197,11 +185,11 @@ def test_a_client_that_goes_takes_its_question_along() -> None:
             for _ in range(20):
                 _, writer = await asyncio.open_connection(LOOPBACK, it.port)
                 writer.write(b"GET /fleet/hostile/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                await until(lambda: it.hostile.open >= 1)
+                await eventually(lambda: it.hostile.open >= 1)
                 writer.close()
-            await until(lambda: it.hostile.open == 0)
+            await eventually(lambda: it.hostile.open == 0)
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -212,7 +200,7 @@ def test_only_a_control_plane_is_asked(url: str) -> None:
         async with contextlib.aclosing(WorkerClients()) as clients:
             assert await clients.lifecycle("a", url) is None
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize("text", ["{}", '{"a": [1, 2.5, -1e3, null, true]}', '{"a": {"b": [[]]}}'])
@@ -256,7 +244,7 @@ def test_a_path_stays_with_its_worker(asked: str, passed: str) -> None:
             assert b"\r\nHost: 127.0.0.1:" in it.hostile.heads[0]
             assert it.hostile.heads[0].count(b"\r\n") == 3, it.hostile.heads[0]
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -269,7 +257,7 @@ def test_dots_reach_nobody_else(path: str) -> None:
             assert len(it.targets) == 1
             assert it.targets[0].endswith("/x")
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -283,7 +271,7 @@ def test_a_name_that_nobody_has_is_404(name: str, rest: str) -> None:
             assert answer.startswith(b"HTTP/1.1 404 "), answer
             assert it.targets == []
 
-    run(scenario)
+    run(scenario())
 
 
 def test_a_worker_gets_nothing_that_is_its_clients() -> None:
@@ -301,7 +289,7 @@ def test_a_worker_gets_nothing_that_is_its_clients() -> None:
             assert b"Authorization" not in read
             assert f"Authorization: Bearer {WORKER_TOKEN}".encode() in command
 
-    run(scenario)
+    run(scenario())
 
 
 def test_a_worker_does_not_act_as_the_fleet() -> None:
@@ -343,7 +331,7 @@ def test_a_worker_does_not_act_as_the_fleet() -> None:
             await it.client.get("/fleet/hostile/")
             assert b"cookie" not in it.hostile.heads[-1].lower()
 
-    run(scenario)
+    run(scenario())
 
 
 ECHO = f"of the fleet {TOKEN}, of the worker {WORKER_TOKEN}."
@@ -372,7 +360,7 @@ def test_a_worker_that_echoes_secrets_tells_no_client(
             assert raw.startswith(b"HTTP/1.1 200 ")
             assert raw.endswith(b"\r\n\r\n")
 
-    run(scenario)
+    run(scenario())
 
 
 def test_a_workers_document_in_the_fleets_has_no_secrets() -> None:
@@ -384,7 +372,7 @@ def test_a_workers_document_in_the_fleets_has_no_secrets() -> None:
                 assert TOKEN not in got.text
                 assert WORKER_TOKEN not in got.text
 
-    run(scenario)
+    run(scenario())
 
 
 def test_an_error_does_not_repeat_a_workers_words() -> None:
@@ -395,7 +383,7 @@ def test_an_error_does_not_repeat_a_workers_words() -> None:
             assert "of the worker ***" in got.text
             assert WORKER_TOKEN not in got.text
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize("status", [100, 101, 199, 204, 304, 600, 999])
@@ -411,7 +399,7 @@ def test_any_status_is_passed_or_502(status: int) -> None:
             got = int(asking.result().split()[1])
             assert got == status or (got == 502 and (status < 200 or status > 599))
 
-    run(scenario)
+    run(scenario())
 
 
 def test_a_head_is_asked_for_as_any_other_answer() -> None:
@@ -424,7 +412,7 @@ def test_a_head_is_asked_for_as_any_other_answer() -> None:
                 assert (await it.client.head(path)).status_code == 200
             assert it.hostile.heads[-1].startswith(b"HEAD /x ")
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -437,7 +425,7 @@ def test_no_event_id_is_an_error(number: str) -> None:
             async with it.client.stream("GET", path) as answer:
                 assert answer.status_code == 200
 
-    run(scenario)
+    run(scenario())
 
 
 def test_a_log_is_sent_in_pieces_and_whole() -> None:
@@ -453,4 +441,4 @@ def test_a_log_is_sent_in_pieces_and_whole() -> None:
             empty = await it.client.get("/fleet/hostile/logs?lines=0")
             assert empty.text == ""
 
-    run(scenario)
+    run(scenario())

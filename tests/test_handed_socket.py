@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from on_loop import open_files
 from stand_ins import NOON
 
 from ichat_lifecycle.adapters import handed_socket
@@ -99,10 +100,6 @@ async def ask(base: str) -> str:
     async with httpx.AsyncClient(timeout=DEADLINE_S) as client:
         answer = await client.post(base, content=b"x")
     return answer.text if answer.status_code == 200 else str(answer.status_code)
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_worker_answers_on_the_socket_from_bound_on() -> None:

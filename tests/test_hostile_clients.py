@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import psutil
 import pytest
 import uvicorn
 from descriptors import no_descriptor_left
+from on_loop import run
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters import calm_log
@@ -90,14 +91,6 @@ async def serving(protocol: Any, limits: Limits = PATIENT) -> AsyncIterator[tupl
         server.should_exit = True
         server.wake()
         await asyncio.wait({task})
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await scenario()
-
-    asyncio.run(main())
 
 
 async def flood(port: int, first: bytes, piece: bytes, most: int) -> tuple[int, bytes]:
@@ -194,7 +187,7 @@ async def of_worker(scenario: Callable[[int], Awaitable[None]]) -> None:
     ],
 )  # fmt: skip
 def test_no_request_takes_memory_without_end(
-    server: Callable[[Any], Awaitable[None]], first: bytes, piece: bytes
+    server: Callable[[Any], Coroutine[Any, Any, None]], first: bytes, piece: bytes
 ) -> None:
     """120 MB of headers on one connection have made a supervisor 852 MB larger."""
     process = psutil.Process()
@@ -211,7 +204,7 @@ def test_no_request_takes_memory_without_end(
         closing = GET[:-2] + b"Connection: close\r\n\r\n"
         assert (await exchange(port, closing)).startswith(b"HTTP/1.1 ")
 
-    run(lambda: server(attack))
+    run(server(attack))
 
 
 def test_pipelined_requests_are_few() -> None:
@@ -227,7 +220,7 @@ def test_pipelined_requests_are_few() -> None:
             assert not some.done()
             some.cancel()
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -248,7 +241,7 @@ def test_trailers_have_an_end_and_are_no_headers(protocol: Any, piece: bytes) ->
             assert [value for name, value in app.headers if name == b"host"] == [b"localhost"]
             assert b"authorization" not in dict(app.headers)
 
-    run(scenario)
+    run(scenario())
 
 
 # --- file descriptors
@@ -280,7 +273,7 @@ def test_a_held_socket_outlasts_a_lack_of_descriptors(log: pytest.LogCaptureFixt
             await held.close()
 
     with capture_logs() as told:
-        run(scenario)
+        run(scenario())
     assert [line["event"] for line in told] == ["connections_not_accepted"]
     assert [record for record in log.records if record.levelno >= logging.ERROR] == []
 
@@ -325,7 +318,7 @@ def test_what_two_servers_read_in_two_ways_is_refused(
                 assert b"\r\nx-content-type-options: nosniff\r\n" in answer
                 assert b"\r\ncache-control: no-store\r\n" in answer
 
-    run(scenario)
+    run(scenario())
 
 
 @PROTOCOLS
@@ -349,7 +342,7 @@ def test_nonsense_in_a_body_adds_no_second_answer(
             while server.server_state.connections or server.server_state.tasks:
                 await asyncio.sleep(0.01)
 
-    run(scenario)
+    run(scenario())
     assert [record.levelname for record in log.records if record.levelno > logging.WARNING] == []
 
 
@@ -366,7 +359,7 @@ def test_clients_cannot_fill_the_log(
             asked = [exchange(port, nonsense) for _ in range(30)]
             await asyncio.gather(*asked)
 
-    run(scenario)
+    run(scenario())
     told = [record for record in log.records if record.levelno >= logging.WARNING]
     assert 1 <= len(told) <= 2
 
@@ -378,5 +371,5 @@ def test_a_stop_tells_nothing_of_the_answers_that_it_ends(log: pytest.LogCapture
             await app.waiting.wait()
         await asked
 
-    run(scenario)
+    run(scenario())
     assert [record for record in log.records if record.levelno >= logging.ERROR] == []

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from on_loop import eventually, open_files
 from tools import of_the_system
 from websockets.asyncio.client import connect
 
@@ -138,19 +139,9 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
         before = open_files()
         await scenario()
-        await until(lambda: open_files() == before)
+        await eventually(lambda: open_files() == before)
 
     asyncio.run(main())
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def head_of(reader: asyncio.StreamReader) -> bytes:
@@ -312,7 +303,7 @@ def test_a_websocket_may_be_silent(protocol: Any) -> None:
                 await websocket.send("still there")
                 assert await websocket.recv() == "still there"
                 assert bench.connections == 1
-            await until(lambda: bench.connections == 0)
+            await eventually(lambda: bench.connections == 0)
 
     run(scenario)
 
@@ -330,11 +321,11 @@ def test_the_newcomer_gets_in_and_the_silent_make_room(protocol: Any) -> None:
             busy, first = await bench.dial(waits)
             await bench.app.waiting.acquire()
             upload, second = await bench.dial(POST % 2 + b"a")
-            await until(lambda: 1 in bench.app.seen)
+            await eventually(lambda: 1 in bench.app.seen)
             oldest, third = await bench.dial()
-            await until(lambda: bench.connections == 3)
+            await eventually(lambda: bench.connections == 3)
             silent, fourth = await bench.dial()
-            await until(lambda: bench.connections == 4)
+            await eventually(lambda: bench.connections == 4)
             async with httpx.AsyncClient() as client:
                 assert (await client.get(bench.url)).status_code == 200
                 assert await ended(oldest) == b""
@@ -553,7 +544,7 @@ def test_nobody_reads_for_ever(protocol: Any, monkeypatch: pytest.MonkeyPatch) -
                 post = POST.replace(b"/", path, 1) % UPLOAD
                 reader, writer = await bench.dial(post)
                 assert b"503" in await ended(reader)  # silent
-                await until(lambda: bench.connections == 0)
+                await eventually(lambda: bench.connections == 0)
                 writer.close()
                 reader, writer = await bench.dial(post)
                 await head_of(reader)

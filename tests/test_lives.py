@@ -6,9 +6,9 @@ import os
 import random
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from on_loop import open_files
 
 from ichat_lifecycle.base_backend import LifecycleBackend
 from ichat_lifecycle.testing import prove
@@ -60,7 +60,7 @@ def test_the_same_numbers_are_the_same_life() -> None:
 
 def test_lives_leave_no_file_open_and_no_thread() -> None:
     def held() -> tuple[int, int]:
-        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+        return open_files(), threading.active_count()
 
     before = held()
     assert prove.drawn_lives(LifecycleBackend, 200) >= 200

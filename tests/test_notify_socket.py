@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from descriptors import no_descriptor_left
+from on_loop import eventually, open_files
 from structlog.testing import capture_logs
 from waiting import DEADLINE_S
 
@@ -47,11 +48,6 @@ def run(scenario: Callable[[NotifySockets], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
-async def become(condition: Callable[[], Any]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 def tell(address: str, text: str | bytes) -> None:
     data = text.encode() if isinstance(text, str) else text
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -76,10 +72,6 @@ async def another_tells(inbox: Inbox, text: str) -> None:
     await asyncio.to_thread(subprocess.run, command, check=True, pass_fds=inbox.fds)
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def says(state: str, **more: Any) -> str:
     return f"{LIFECYCLE}={json.dumps({'state': state, **more})}"
 
@@ -98,7 +90,7 @@ def test_only_the_process_of_the_worker_is_heard() -> None:
         inbox.hear(ME, heard.append)
         await another_tells(inbox, says("STOPPED"))
         tell(inbox.address, says("READY"))
-        await become(lambda: states(heard))
+        await eventually(lambda: states(heard))
         assert states(heard) == ["READY"], "the other process is none of ours"
 
     run(scenario)
@@ -131,7 +123,7 @@ def test_descriptors_that_come_with_a_message_are_not_kept() -> None:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.connect(inbox.address)
                 sock.sendmsg([says("READY").encode()], rights)
-        await become(lambda: states(heard))
+        await eventually(lambda: states(heard))
         await asyncio.sleep(0)
         assert open_files() == before
 
@@ -195,7 +187,7 @@ def test_a_flood_is_slowed_and_what_was_told_last_arrives() -> None:
         for number in range(300):
             await tell_in_time(inbox.address, says("DEGRADED" if number % 2 else "BOUND"))
         await tell_in_time(inbox.address, says("READY"))
-        await become(lambda: states(heard)[-1:] == ["READY"])
+        await eventually(lambda: states(heard)[-1:] == ["READY"])
         assert len(states(heard)) <= NEWS_BURST + 50, "others were left out"
 
     run(scenario)
@@ -219,7 +211,7 @@ def test_a_flood_holds_up_no_other_worker(monkeypatch: pytest.MonkeyPatch) -> No
                     if not number % 5:
                         await asyncio.sleep(0)
         tell(calm.address, says("READY"))
-        await become(lambda: states(heard))
+        await eventually(lambda: states(heard))
 
     run(scenario)
 
@@ -268,7 +260,7 @@ def test_a_socket_has_no_name_that_anybody_could_take_or_tidy_up(
         heard: list[Told | None] = []
         inboxes[0].hear(ME, heard.append)
         tell(inboxes[0].address, says("READY"))
-        await become(lambda: states(heard))
+        await eventually(lambda: states(heard))
 
     run(scenario)
     assert open_files() == before
@@ -284,7 +276,7 @@ def test_what_a_process_has_inherited_is_enough_to_be_heard() -> None:
         )
         inbox.hear(child.pid, heard.append)
         await child.communicate(b"\n")
-        await become(lambda: states(heard))
+        await eventually(lambda: states(heard))
 
     run(scenario)
 
@@ -332,7 +324,7 @@ def test_without_a_place_for_it_workers_are_heard_all_the_same(
         heard: list[Told | None] = []
         inbox.hear(ME, heard.append)
         tell(inbox.address, says("READY"))
-        await become(lambda: states(heard))
+        await eventually(lambda: states(heard))
 
     before = open_files()
     with capture_logs() as logs:
@@ -364,7 +356,7 @@ def test_told_is_what_was_told() -> None:
         heard: list[Told | None] = []
         inbox.hear(ME, heard.append)
         tell(inbox.address, says("SERVING", phase="warming_up", fraction=0.25, expected_s=3))
-        await become(lambda: states(heard))
+        await eventually(lambda: states(heard))
         (told,) = [one for one in heard if one is not None]
         assert (told.state, told.phase) == (State.SERVING, "warming_up")
         assert (told.fraction, told.expected_s) == (0.25, 3)

@@ -19,6 +19,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from on_loop import eventually, open_files
 from structlog.testing import capture_logs
 
 from ichat_lifecycle.adapters.gate import Gate
@@ -127,20 +128,10 @@ def run(scenario: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) 
             socket.create_connection(("127.0.0.1", bench.port)),
         ):
             raise AssertionError("it still listens")
-        await until(lambda: open_files() == before)  # transports close a step later
+        await eventually(lambda: open_files() == before)  # transports close a step later
         return bench
 
     return asyncio.run(main())
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def exchange(
@@ -440,7 +431,7 @@ def test_close_while_it_opens(opened: bool, monkeypatch: pytest.MonkeyPatch) -> 
         bench = Bench()
         opening = asyncio.create_task(bench.server.open(bench.sock, bench.faults.append))
         if opened:
-            await until(lambda: "uvicorn" in {t.get_name() for t in asyncio.all_tasks()})
+            await eventually(lambda: "uvicorn" in {t.get_name() for t in asyncio.all_tasks()})
         opening.cancel()
         await asyncio.wait({opening})
         async with asyncio.timeout(DEADLINE_S):
@@ -460,7 +451,7 @@ def test_a_server_that_ends_by_itself_is_a_fault() -> None:
 
     async def scenario(bench: Bench) -> None:
         await bench.ask()
-        await until(lambda: bool(bench.faults))
+        await eventually(lambda: bool(bench.faults))
 
     (fault,) = run(scenario, limit_max_requests=1).faults
     assert fault.code == "server_exited"

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import http.client
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from on_loop import run
 from stand_ins import NOON, FakeIdentity, FakeLife
 
 from ichat_lifecycle.adapters.answer_headers import AnswerHeaders
@@ -130,14 +131,6 @@ async def fleet(hosts: tuple[str, ...] = ()) -> AsyncIterator[int]:
 PLANES = pytest.mark.parametrize("plane", [worker, fleet])
 
 
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            await scenario()
-
-    asyncio.run(main())
-
-
 async def raw(port: int, head: str) -> str:
     reader, writer = await asyncio.open_connection(LOOPBACK, port)
     writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
@@ -176,7 +169,7 @@ def test_a_page_of_another_name_gets_nothing(plane: Any, head: str, status: int)
                 assert '"misdirected_request"' in answer
                 assert "hosts" in answer
 
-    run(scenario)
+    run(scenario())
 
 
 @PLANES
@@ -187,7 +180,7 @@ def test_a_name_that_is_set_gets_in(plane: Any) -> None:
             assert (await raw(port, head)).startswith("HTTP/1.1 200 ")
             assert " 421 " in await raw(port, head.replace("models", "evil"))
 
-    run(scenario)
+    run(scenario())
 
 
 @PLANES
@@ -204,7 +197,7 @@ def test_no_answer_is_cached_sniffed_or_framed(plane: Any, path: str) -> None:
                 assert "default-src 'none'" in headers["content-security-policy"]
                 assert "access-control-allow-origin" not in headers
 
-    run(scenario)
+    run(scenario())
 
 
 @PLANES
@@ -223,7 +216,7 @@ def test_another_sites_form_gives_no_command(plane: Any) -> None:
             for answer in (posted, preflight):
                 assert "access-control-allow-origin" not in answer.headers
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/docs/oauth2-redirect"])
@@ -236,7 +229,7 @@ def test_no_page_runs_another_hosts_scripts(path: str) -> None:
             assert answer.status == 404
             connection.close()
 
-    run(scenario)
+    run(scenario())
 
 
 # --- the main port
@@ -390,7 +383,7 @@ def test_the_port_of_an_absent_worker_has_the_names_that_it_has_with_one(
             assert (REASON.message in answer.text) is told
             assert ("retry-after" in answer.headers) is (status == 503)
 
-    run(scenario)
+    run(scenario())
     # One decision: the worker itself refuses the same, and no more.
     origins = more.get("headers", AnswerHeaders()).allowed_origins
     gate = gate_of(LOOPBACK, more.get("hosts", ()), origins)
@@ -409,7 +402,7 @@ def test_elsewhere_an_absent_worker_tells_any_name(path: str) -> None:
                 answer = await client.get(url, headers=headers)
                 assert (answer.status_code, REASON.message in answer.text) == (503, True)
 
-    run(scenario)
+    run(scenario())
 
 
 @pytest.mark.parametrize("name", ["", "http://a", "a/b", "a b", "a\nb", "*.corp"])
