@@ -29,13 +29,13 @@ class TokenBucket:
         return True
 
     def spend(self, now_s: float, amount: float) -> float:
-        """Take what has been used already.
+        """Take what has been used already. What is owed is a burst at most, whoever has used it.
 
         Returns:
             how long to wait until it is paid back, in seconds.
         """
         self._refill(now_s)
-        self._left -= amount
+        self._left = max(-self._burst, self._left - amount)
         return max(0.0, -self._left) / self._per_s
 
     def _refill(self, now_s: float) -> None:

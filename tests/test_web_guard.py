@@ -97,7 +97,18 @@ def test_pages_are_told_apart_by_their_origin() -> None:
         assert names.allow_page(headers), ours
     for foreign in ("null", "", "localhost", *(f"https://{name}" for name in FOREIGN)):
         assert not names.allow_page([(b"origin", foreign.encode())]), foreign
-        assert HostNames("0.0.0.0").allow_page([(b"origin", foreign.encode())])
+        assert not HostNames("10.9.9.9").allow_page([(b"origin", foreign.encode())]), foreign
+        assert HostNames(None).allow_page([(b"origin", foreign.encode())])
+        assert HostNames(LOOPBACK, ["*"]).allow_page([(b"origin", foreign.encode())])
+
+
+def test_a_page_passes_that_was_loaded_from_here() -> None:
+    names = HostNames("0.0.0.0")
+    for own in ("gpu-7:8000", "10.0.0.1:8000", "Chat.Example"):
+        page = (b"origin", f"http://{own.lower()}".encode())
+        assert names.allow_page([(b"host", own.encode()), page])
+        assert not names.allow_page([(b"host", b"other.example"), page])
+    assert not names.allow_page([(b"host", b""), (b"origin", b"http://")])
 
 
 # --- on real ports
@@ -291,7 +302,8 @@ def test_our_routes_are_for_no_page_that_vllms_cors_lets_in_with_all_others() ->
     assert answer_of(listed, "/lifecycle", LOOPBACK, **PAGE).status_code == 200
     named = gate_of(LOOPBACK, (EVIL,))
     assert answer_of(named, "/lifecycle", LOOPBACK, **PAGE).status_code == 200
-    assert answer_of(gate_of("0.0.0.0"), "/lifecycle", LOOPBACK, **PAGE).status_code == 200
+    assert answer_of(gate_of("0.0.0.0"), "/lifecycle", LOOPBACK, **PAGE).is_error, "also there"
+    assert answer_of(gate_of("0.0.0.0"), "/lifecycle", EVIL, **PAGE).status_code == 200, "its own"
     own = {"Origin": "http://localhost:3000"}
     assert answer_of(gate_of(LOOPBACK), "/lifecycle", LOOPBACK, **own).status_code == 200
     assert answer_of(gate_of(LOOPBACK), "/v1/models", LOOPBACK, **PAGE).status_code == 200, "vLLM's"
@@ -310,6 +322,7 @@ def not_ready(bound: str | None, hosts: Any = ()) -> Gate:
         (LOOPBACK, EVIL, {}, False),
         (LOOPBACK, "localhost", PAGE, False),
         ("0.0.0.0", EVIL, {}, True),
+        ("0.0.0.0", "localhost", PAGE, False),
         (None, EVIL, {}, True),
     ],
 )

@@ -8,13 +8,13 @@ the browser sends and the page cannot change. `X-Forwarded-Host` and its kin are
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 ANY = "*"
 # A name or an address, with or without a port. What is not of this form is no name that is allowed.
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://")
+_SCHEME = re.compile(rb"[a-z][a-z0-9+.-]{0,31}://")
 _LOCALHOST = "localhost"
 
 
@@ -34,7 +34,8 @@ class HostNames:
     def __init__(self, bound: str | None, names: Iterable[str] = ()) -> None:
         given = {_plain(name) for name in names}
         local = bool(bound) and _is_loopback(_plain(bound or ""))
-        self._any = ANY in given or not bound or not (local or given)
+        self._any_page = ANY in given or not bound
+        self._any = self._any_page or not (local or given)
         self._addresses = not local
         self._names = given | ({_plain(bound)} if bound else set())
 
@@ -48,23 +49,36 @@ class HostNames:
     def allow_page(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether the page that asks, if one of another origin does, is of one of these names.
 
-        Where an answer's CORS headers let any page read it, this tells the pages apart.
+        Where an answer's CORS headers let any page read it, this tells the pages apart, whatever
+        the address is: a browser on this machine reaches it by loopback. A page that has been
+        loaded from here passes, by whatever name that was.
         """
-        origins = [value for name, value in headers if name == b"origin"]
-        return self._any or all(self._allows_origin(value.decode("latin-1")) for value in origins)
+        values = list(headers)
+        hosts = {value.lower() for name, value in values if name == b"host"}
+        origins = [value.lower() for name, value in values if name == b"origin"]
+        return self._any_page or all(self._allows_origin(origin, hosts) for origin in origins)
 
-    def _allows_origin(self, origin: str) -> bool:
+    def _allows_origin(self, origin: bytes, hosts: Collection[bytes]) -> bool:
         scheme = _SCHEME.match(origin)  # none in "null", as a page in a sandbox sends it
-        return scheme is not None and self._allows(origin[scheme.end() :].encode("latin-1"))
+        if scheme is None:
+            return False
+        place = origin[scheme.end() :]
+        name = _name_in(place)
+        return name is not None and (place in hosts or self._is_ours(name))
 
     def _allows(self, header: bytes) -> bool:
-        found = _HOST.fullmatch(header.decode("latin-1").strip())
-        if found is None:
+        name = _name_in(header)
+        if name is None:
             return False
-        name = _plain(found["name"])
-        if name in self._names or _is_loopback(name):
-            return True
-        return self._addresses and _address(name) is not None
+        return self._is_ours(name) or (self._addresses and _address(name) is not None)
+
+    def _is_ours(self, name: str) -> bool:
+        return name in self._names or _is_loopback(name)
+
+
+def _name_in(header: bytes) -> str | None:
+    found = _HOST.fullmatch(header.decode("latin-1").strip())
+    return None if found is None else _plain(found["name"])
 
 
 def _plain(name: str) -> str:

@@ -6,7 +6,7 @@ last always arrives.
 
 A socket has no name: its file is removed as soon as it has been made, and the process inherits a
 descriptor of the file, whose path in /proc is the address. So no other user finds it, no one who
-tidies up removes it while its worker runs, and a supervisor that is killed leaves nothing.
+tidies up removes it while its worker runs, and a supervisor that is killed later leaves nothing.
 """
 
 from __future__ import annotations
@@ -202,15 +202,21 @@ def _nobody(_: Told | None) -> None:
 
 def _nameless() -> tuple[socket.socket, int]:
     """A socket that no other user reaches, and a descriptor of its file. Raises OSError."""
+    *places, last = PLACES
+    for place in places:
+        try:
+            return _made_in(place)
+        except OSError as error:
+            if error.errno in NO_DESCRIPTOR:
+                raise
+    return _made_in(last)
+
+
+def _made_in(place: str | None) -> tuple[socket.socket, int]:
+    """Raises OSError."""
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(_unbound())
-        for place in PLACES:
-            try:
-                fd = _bind(sock, place)
-                break
-            except OSError as error:
-                if place is PLACES[-1] or error.errno in NO_DESCRIPTOR:
-                    raise
+        fd = _bind(sock, place)
         undo.callback(os.close, fd)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             probe.connect(_path(fd))  # a sandbox's kernel may know no such way

@@ -19,8 +19,9 @@ from ichat_lifecycle.token_bucket import TokenBucket
 
 WHOLE = 64 * 1024  # bytes of a document that are held back until it has come; usual are 20 KB
 PIECE = 16 * 1024  # bytes that are looked at without a break, and of a line without an end
-# Of a core, to look for secrets in one worker's answers: at once, and in the long run.
-BURST_S, SHARE = 1.0, 0.1
+# Of a core, to look for secrets in one worker's answers: at once, and in the long run. So nobody
+# waits for others longer than 3 s.
+BURST_S, SHARE = 0.3, 0.1
 
 # What stands between words rather than in a secret.
 _WORDS = re.compile(rb".*[\s,;\"]", re.DOTALL)
@@ -39,24 +40,32 @@ async def clean_body(
 
     Args:
         kind: its Content-Type.
-        pace: in seconds of a core. Who takes too many waits between two pieces, and all others of
-            the event loop do not.
+        pace: in seconds of a core. Where too many were taken, each piece waits, whoever took them,
+            and all others of the event loop do not.
     """
     held = bytearray()
     is_document = bool(_JSON.match(kind))
-    wait_s = 0.0
     async for chunk in chunks:
         held += chunk
         is_document = is_document and len(held) <= WHOLE
         while not is_document and (end := _end_in(held)):
-            await asyncio.sleep(wait_s)
-            began_s = time.thread_time()
-            piece = _clean(bytes(held[:end]), hidden)
-            wait_s = pace.spend(asyncio.get_running_loop().time(), time.thread_time() - began_s)
+            piece = bytes(held[:end])
             del held[:end]
-            yield piece
+            yield await _cleaned(piece, hidden, pace)
     if held:
-        yield _clean(bytes(held), hidden, is_document=is_document)
+        yield await _cleaned(bytes(held), hidden, pace, is_document=is_document)
+
+
+async def _cleaned(
+    piece: bytes, hidden: Secrets, pace: TokenBucket, *, is_document: bool = False
+) -> bytes:
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(pace.spend(loop.time(), 0.0))
+    began_s = time.thread_time()
+    try:
+        return _document(piece, hidden) if is_document else _text(piece, hidden)
+    finally:
+        pace.spend(loop.time(), time.thread_time() - began_s)
 
 
 def _end_in(held: bytearray) -> int:
@@ -70,13 +79,17 @@ def _end_in(held: bytearray) -> int:
     return words.end() if words is not None else PIECE
 
 
-def _clean(body: bytes, hidden: Secrets, *, is_document: bool = False) -> bytes:
+def _text(body: bytes, hidden: Secrets) -> bytes:
     text = body.decode("utf-8", "surrogateescape")
     clean: str = hidden.without_known(text)
-    if clean == text:
-        return body
-    if is_document:
+    return body if clean == text else clean.encode("utf-8", "surrogateescape")
+
+
+def _document(body: bytes, hidden: Secrets) -> bytes:
+    """It stays JSON, and is taken apart only if it has to be."""
+    clean = _text(body, hidden)
+    if clean != body:
         with contextlib.suppress(ValueError):  # else it is none
             document = hidden.without_known(strict_json.parse(body))
             return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-    return clean.encode("utf-8", "surrogateescape")
+    return clean

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -25,11 +26,15 @@ DOCUMENT_BYTES = 256 * 1024
 DOCUMENT_DEPTH = 16  # `/fleet` has it within others, and its readers have limits of their own
 ASK_TIMEOUT_S = 2.0
 FRESH_S = 0.2
+SHARE = 0.1  # of a core at most, to read what one worker answers: then it stays fresh for longer
 SILENCE_S = 40.0  # a stream says something each 15 s (control/events.py)
 
 _PATH = "/:@!$&'()*+,;=~-._"  # what may stand in a path as it is
 _OK = 200
 _STATUSES = range(200, 600)
+
+
+_Key = tuple[str, str]  # a worker's name, and the URL of its control plane
 
 
 class UnaskableError(Exception):
@@ -50,43 +55,62 @@ class WorkerClients:
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
-        self._questions: dict[tuple[str, str], asyncio.Task[Mapping[str, Any] | None]] = {}
+        self._questions: dict[_Key, asyncio.Task[Mapping[str, Any] | None]] = {}
+        self._read_s: dict[_Key, float] = {}  # of a core, for the newest document
 
     async def lifecycle(self, name: str, url: str) -> Mapping[str, Any] | None:
         """The worker's own `/lifecycle` document; None where it gives none within 2 s.
 
-        Who asks while somebody else does, or within FRESH_S of that, gets the same answer: many
-        clients cost a worker, and the supervisor, some questions a second.
+        Who asks while somebody else does, or soon after that, gets the same answer: many clients
+        cost a worker, and the supervisor, some questions a second.
         """
-        question = self._questions.get((name, url))
+        key = name, url
+        question = self._questions.get(key)
         if question is None:
-            question = asyncio.create_task(self._lifecycle(url), name=f"{name} is asked")
-            self._questions[name, url] = question
-            question.add_done_callback(lambda _: self._keep_fresh((name, url)))
+            question = asyncio.create_task(self._lifecycle(key), name=f"{name} is asked")
+            self._questions[key] = question
+            question.add_done_callback(lambda _: self._keep_fresh(key))
         return await asyncio.shield(question)
 
-    def _keep_fresh(self, key: tuple[str, str]) -> None:
-        loop = asyncio.get_running_loop()
-        loop.call_later(FRESH_S, self._questions.pop, key, None)
+    def _keep_fresh(self, key: _Key) -> None:
+        fresh_s = max(FRESH_S, self._read_s.pop(key, 0.0) / SHARE)
+        asyncio.get_running_loop().call_later(fresh_s, self._questions.pop, key, None)
 
-    async def _lifecycle(self, url: str) -> Mapping[str, Any] | None:
+    async def _lifecycle(self, key: _Key) -> Mapping[str, Any] | None:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
-                return await self._document(url)
-        except (UnaskableError, httpx.HTTPError, OSError, ValueError):  # also a TimeoutError
+                body = await self._body(key[1])
+        except (UnaskableError, httpx.HTTPError, OSError):  # also a TimeoutError
             return None
+        began_s = time.thread_time()
+        try:
+            return self._clean(body)
+        except ValueError:
+            return None
+        finally:
+            self._read_s[key] = time.thread_time() - began_s
 
-    async def _document(self, url: str) -> Mapping[str, Any] | None:
+    async def _body(self, url: str) -> bytes:
+        """Raises UnaskableError, httpx.HTTPError, OSError."""
         answer = await self.send("GET", url, "lifecycle")
         body = bytearray()
         try:
             async for chunk in answer.aiter_raw():
                 body += chunk
                 if len(body) > DOCUMENT_BYTES:
-                    return None
+                    raise UnaskableError(f"it answers with more than {DOCUMENT_BYTES} bytes")
         finally:
             await answer.aclose()
-        document = document_in(bytes(body)) if answer.status_code == _OK else None
+        if answer.status_code != _OK:
+            raise UnaskableError(f"it answers with {answer.status_code}")
+        return bytes(body)
+
+    def _clean(self, body: bytes) -> Mapping[str, Any] | None:
+        """The document without secrets, which is looked through only if there are some."""
+        document = document_in(body)
+        text = body.decode(errors="replace")
+        if self._hidden.without_known(text) == text:
+            return document
         clean: Mapping[str, Any] | None = self._hidden.without_known(document)
         return clean
 

@@ -53,5 +53,7 @@ def _forget_the_dead(directory: Path) -> None:
     for path in directory.glob("*.token"):
         with contextlib.suppress(OSError):  # it is in use
             fd = private_files.claimed(path)
-            path.unlink(missing_ok=True)
-            os.close(fd)
+            try:
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(fd)
