@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ichat_lifecycle.control.clean_body import BURST_S, PIECE, SHARE, WHOLE, clean_body, new_pace
+from ichat_lifecycle.control.clean_body import (
+    BURST_S,
+    CHUNK_S,
+    PIECE,
+    SHARE,
+    WHOLE,
+    clean_body,
+    new_pace,
+)
 from ichat_lifecycle.redact import PLACEHOLDER, Secrets
 from ichat_lifecycle.testing.virtual_time import run_virtual
 
@@ -148,3 +156,17 @@ def test_who_takes_too_much_of_the_core_waits(kind: bytes, monkeypatch: pytest.M
         assert max(await took_s(), *together) <= 2 * BURST_S / SHARE
 
     run_virtual(scenario())
+
+
+@pytest.mark.parametrize("kind", [JSON, TEXT])
+def test_who_sends_a_byte_at_a_time_pays_for_each(kind: bytes) -> None:
+    count = 10_000
+
+    async def scenario() -> float:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        async for _ in clean_body(chunks_of([b"1"] * count), kind, HIDDEN, new_pace()):
+            pass
+        return loop.time() - began_s
+
+    assert run_virtual(scenario()) >= (count * CHUNK_S - BURST_S) / SHARE

@@ -141,6 +141,7 @@ def test_a_client_knows_of_a_worker_only_what_it_says() -> None:
         "nesting",
         "printable",
         "redact",
+        "short_heads",
         "slept",
         "states",
     }

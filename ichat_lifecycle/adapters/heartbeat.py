@@ -19,6 +19,7 @@ from ichat_lifecycle.config import PERIOD_MIN
 from ichat_lifecycle.errors import ArgumentsError
 from ichat_lifecycle.journal import Snapshot
 from ichat_lifecycle.redact import redact
+from ichat_lifecycle.short_heads import ShortHeads
 from ichat_lifecycle.slept import overslept
 from ichat_lifecycle.states import State
 
@@ -288,20 +289,25 @@ class Heartbeat:
         if self._look is not None:
             await self._look()
         if self._client is None:
-            proxied = self._transport is None
-            self._client = httpx.AsyncClient(
-                transport=self._transport,
-                timeout=None,  # httpx's are per read; ours is for the whole beat
-                # Certificates take 50 ms of the loop to load, and plain HTTP has none to verify.
-                verify=client_context() if self._gateway.startswith("https:") else False,
-                proxy=proxy_for(self._gateway) if proxied else None,
-                trust_env=False,
-            )
+            self._client = self._made_client()
         url, beat = f"{self._gateway}/v1/workers/heartbeat", dict(self._identity())
         beat["state"] = GATEWAY_STATES[state]
         plain = {"accept-encoding": "identity"}  # a little that is compressed may be very much
         async with self._client.stream("POST", url, json=beat, headers=plain) as response:
             return await _read(response)
+
+    def _made_client(self) -> httpx.AsyncClient:
+        # Certificates take 50 ms of the loop to load, and plain HTTP has none to verify.
+        verify = client_context() if self._gateway.startswith("https:") else False
+        proxy = proxy_for(self._gateway) if self._transport is None else None
+        own = self._transport or (ShortHeads(verify) if proxy is None else None)
+        return httpx.AsyncClient(
+            transport=own,
+            timeout=None,  # httpx's are per read; ours is for the whole beat
+            verify=verify,
+            proxy=proxy,
+            trust_env=False,
+        )
 
     def _answered(self, answer: _Answer) -> None:
         if answer.is_registered:

@@ -22,6 +22,7 @@ from ichat_lifecycle.client.documents import MalformedError, as_text
 from ichat_lifecycle.client.errors import ForeignError, GoneError, UnreachableError
 from ichat_lifecycle.client.owners import peer_uid
 from ichat_lifecycle.errors import LifecycleError
+from ichat_lifecycle.short_heads import ShortHeads
 
 TEXT_LIMIT = 200
 
@@ -59,7 +60,7 @@ class BoundedClient:
         verify = client_context() if url.startswith("https:") else False
         # A proxy of the environment would be asked for this machine's own ports.
         self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(verify=verify, trust_env=False, uds=uds),
+            transport=ShortHeads(verify, uds),
             trust_env=False,
             timeout=timeout_s,
             headers=HEADERS,

@@ -22,6 +22,7 @@ PIECE = 16 * 1024  # bytes that are looked at without a break, and of a line wit
 # Of a core, to look for secrets in one worker's answers: at once, and in the long run. So nobody
 # waits for others longer than 3 s.
 BURST_S, SHARE = 0.3, 0.1
+CHUNKS, CHUNK_S = 100, 50e-6  # chunks of a body that are paid for together, and what one costs
 
 # What stands between words rather than in a secret.
 _WORDS = re.compile(rb".*[\s,;\"]", re.DOTALL)
@@ -43,10 +44,14 @@ async def clean_body(
         pace: in seconds of a core. Where too many were taken, each piece waits, whoever took them,
             and all others of the event loop do not.
     """
+    loop, count = asyncio.get_running_loop(), 0
     held = bytearray()
     is_document = bool(_JSON.match(kind))
     async for chunk in chunks:
         held += chunk
+        count += 1
+        if count % CHUNKS == 0:  # tiny ones cost more than what is in them
+            await asyncio.sleep(pace.spend(loop.time(), CHUNKS * CHUNK_S))
         is_document = is_document and len(held) <= WHOLE
         while not is_document and (end := _end_in(held)):
             piece = bytes(held[:end])

@@ -19,10 +19,12 @@ import httpx
 
 from ichat_lifecycle.nesting import is_flat
 from ichat_lifecycle.redact import Secrets
+from ichat_lifecycle.short_heads import ShortHeads
 from ichat_lifecycle.strict_json import parse_object
 
 # A worker's own document: 20 KB with many arguments. What is larger, or slower, is no answer.
 DOCUMENT_BYTES = 256 * 1024
+DOCUMENT_CHUNKS = 1000  # each costs some microseconds, whatever its size is
 DOCUMENT_DEPTH = 16  # `/fleet` has it within others, and its readers have limits of their own
 ASK_TIMEOUT_S = 2.0
 FRESH_S = 0.2
@@ -50,11 +52,8 @@ class WorkerClients:
 
     def __init__(self, hidden: Secrets | None = None) -> None:
         self._hidden = hidden or Secrets()
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # never used, and cheap to make
-            trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        )
+        # TLS is never used: a context of no certificates is cheap to make.
+        self._transport = ShortHeads(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), keep=False)
         self._questions: dict[_Key, asyncio.Task[Mapping[str, Any] | None]] = {}
         self._read_s: dict[_Key, float] = {}  # of a core, for the newest document
 
@@ -93,11 +92,12 @@ class WorkerClients:
     async def _body(self, url: str) -> bytes:
         """Raises UnaskableError, httpx.HTTPError, OSError."""
         answer = await self.send("GET", url, "lifecycle")
-        body = bytearray()
+        body, chunks = bytearray(), 0
         try:
             async for chunk in answer.aiter_raw():
                 body += chunk
-                if len(body) > DOCUMENT_BYTES:
+                chunks += 1
+                if len(body) > DOCUMENT_BYTES or chunks > DOCUMENT_CHUNKS:
                     raise UnaskableError(f"it answers with more than {DOCUMENT_BYTES} bytes")
         finally:
             await answer.aclose()

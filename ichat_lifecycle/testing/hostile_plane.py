@@ -151,6 +151,7 @@ TRICKS: Mapping[str, Trick] = {
     "an endless line": endless(_HEAD + b"X: ", PIECE),
     "a dripping body": endless(_CHUNKED, b"1\r\n \r\n", DRIP_S),
     "an endless body": endless(_CHUNKED, b"10000\r\n" + PIECE + b"\r\n"),
+    "endless tiny chunks": endless(_CHUNKED, b"1\r\na\r\n" * 1000),
     "endless trailers": endless(_CHUNKED + b"0\r\n", b"X: " + b"a" * 1000 + b"\r\n"),
     "endless interim answers": endless(b"", b"HTTP/1.1 102 A\r\n\r\n" * 100),
     "a body that ends early": answer(b'{"state"', length=100),
