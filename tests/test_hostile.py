@@ -142,7 +142,6 @@ def test_an_honest_worker_serves_beside_a_hostile_one_in_a_flood_of_strangers(
         until(lambda: fleet.serving("honest"))
         honest = fleet.seen("honest")
         targets = (
-            Target(port_of(fleet.url), "/fleet"),
             Target(port_of(fleet.url), "/fleet/hostile/lifecycle"),
             Target(port_of(honest["control_url"]), "/lifecycle"),
             Target(fleet.port("honest"), "/v1/completions"),
